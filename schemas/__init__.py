@@ -1,0 +1,1 @@
+"""Names, settings and schemas: what every other package agrees on. Imports none of them."""
