@@ -1,0 +1,1 @@
+"""CascadedTrainer: trains one objective of the cascade on top of the previous one."""

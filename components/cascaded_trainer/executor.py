@@ -1,0 +1,105 @@
+"""Executor of CascadedTrainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_transform as tft
+from tfx.dsl.components.base import base_executor
+from tfx.types import artifact_utils
+from tfx.types.artifact import Artifact
+
+from components.cascaded_trainer import spec
+from components.examples import read_split
+from models.catalogue import read_catalogue
+from models.features import FeatureKinds
+from models.preprocessing import ITEM_VOCABULARY, USER_VOCABULARY
+from models.settings import ModelSettings, StageSettings
+from models.stages import TrainingData, train_stage
+from models.timelines import read_timelines
+from models.towers import TowerSpec, TwoTower
+from schemas.names import CATALOGUE_SPLIT, TRAIN_SPLIT
+
+_log = logging.getLogger("csmf")
+
+
+class Executor(base_executor.BaseExecutor):
+    """Runs `train_stage` on the transformed train split."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[Artifact]],
+        output_dict: dict[str, list[Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Trains one stage.
+
+        Args:
+          input_dict:
+            - transform_graph: TransformGraph.
+            - transformed_examples: Examples, splits train and catalogue.
+            - previous: CascadeStage of the objective before; absent for the first.
+          output_dict:
+            - stage: CascadeStage.
+          exec_properties: see `spec`.
+
+        Raises:
+          ValueError: no positive of this objective, or too little room for a stage.
+          FrozenWeightsMovedError: the bit-exact guarantee does not hold.
+        """
+        seed = exec_properties[spec.SEED_KEY]
+        tf.keras.utils.set_random_seed(seed)
+        tf.config.experimental.enable_op_determinism()
+        transform = tft.TFTransformOutput(
+            artifact_utils.get_single_uri(input_dict[spec.TRANSFORM_GRAPH_KEY])
+        )
+        examples = input_dict[spec.TRANSFORMED_EXAMPLES_KEY]
+        model = ModelSettings.parse(json.loads(exec_properties[spec.MODEL_KEY]))
+        settings = StageSettings.parse(json.loads(exec_properties[spec.SETTINGS_KEY]))
+        features = FeatureKinds.parse(json.loads(exec_properties[spec.FEATURES_KEY]))
+        stage = exec_properties[spec.STAGE_INDEX_KEY]
+
+        if previous := input_dict.get(spec.PREVIOUS_KEY):
+            towers = TwoTower.load(Path(artifact_utils.get_single_uri(previous)))
+        else:
+            towers = TwoTower(
+                TowerSpec(
+                    towers=model.towers,
+                    n_objectives=exec_properties[spec.N_OBJECTIVES_KEY],
+                    n_items=transform.vocabulary_size_by_name(ITEM_VOCABULARY),
+                    n_users=transform.vocabulary_size_by_name(USER_VOCABULARY),
+                    user_features=features.user_sizes(transform),
+                    item_features=features.item_sizes(transform),
+                ),
+                seed,
+            )
+        data = TrainingData(
+            timelines=read_timelines(
+                read_split(examples, TRAIN_SPLIT),
+                towers.spec.n_items,
+                towers.spec.n_users,
+                features.user,
+            ),
+            ordered=bool(exec_properties[spec.ORDERED_KEY]),
+            item_features=read_catalogue(
+                read_split(examples, CATALOGUE_SPLIT), transform, features.item
+            ).features,
+        )
+        report = train_stage(towers, data, stage, settings, model.negatives, seed, _log.info)
+
+        artifact = artifact_utils.get_single_instance(output_dict[spec.STAGE_KEY])
+        directory = Path(artifact.uri)
+        towers.save(directory)
+        (directory / spec.REPORT_FILE).write_text(
+            json.dumps(dataclasses.asdict(report), indent=2), encoding="utf-8"
+        )
+        artifact.stage = stage
+        artifact.objective = settings.name
+        artifact.set_string_custom_property("owned", json.dumps(report.owned))
+        artifact.set_string_custom_property("upstream_sha256", report.upstream_sha256)
+        artifact.set_float_custom_property("loss", report.phases[-1].losses[-1])

@@ -1,0 +1,1 @@
+"""IndexBuilder: item vectors, ScaNN and stock flavours, serving signatures."""

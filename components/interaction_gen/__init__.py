@@ -1,0 +1,1 @@
+"""InteractionGen: logs, catalogue and users in; timelines and catalogue examples out."""

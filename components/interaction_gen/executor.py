@@ -1,0 +1,96 @@
+"""Executor of InteractionGen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from apache_beam.io.filesystems import FileSystems
+from tfx.components.util import examples_utils
+from tfx.dsl.components.base import base_beam_executor
+from tfx.proto import example_gen_pb2
+from tfx.types import artifact_utils
+from tfx.types.artifact import Artifact
+
+from components.interaction_gen import spec
+from components.interaction_gen.ingest import Outputs, ingest
+from schemas.logs import DataError, DataSettings
+from schemas.names import CATALOGUE_SPLIT, EVAL_SPLIT, TRAIN_SPLIT
+
+SPLITS = [TRAIN_SPLIT, EVAL_SPLIT, CATALOGUE_SPLIT]
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Runs `ingest` on the Beam runner of the pipeline."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[Artifact]],
+        output_dict: dict[str, list[Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Reads logs and writes examples, dead letters and the summary.
+
+        Args:
+          input_dict: empty.
+          output_dict:
+            - examples: standard_artifacts.Examples, splits train, eval, catalogue.
+            - dead_letters: DeadLetters.
+            - summary: IngestionSummary.
+          exec_properties:
+            - data: JSON of DataSettings.
+            - objectives: JSON list of names, first of the funnel first.
+            - seed: int.
+            - fingerprint: JSON {path: SHA-256} of the inputs.
+
+        Raises:
+          ConfigError: sources and objectives do not fit together.
+          DataError: the data cannot be used; names a directory with dead letters and summary.
+        """
+        examples = artifact_utils.get_single_instance(output_dict[spec.EXAMPLES_KEY])
+        outputs = Outputs(
+            examples=examples.uri,
+            dead_letters=artifact_utils.get_single_uri(output_dict[spec.DEAD_LETTERS_KEY]),
+            summary=artifact_utils.get_single_uri(output_dict[spec.SUMMARY_KEY]),
+        )
+        try:
+            ingest(
+                DataSettings.parse(json.loads(exec_properties[spec.DATA_KEY])),
+                json.loads(exec_properties[spec.OBJECTIVES_KEY]),
+                exec_properties[spec.SEED_KEY],
+                self._make_beam_pipeline,
+                outputs,
+                json.loads(exec_properties[spec.FINGERPRINT_KEY]),
+            )
+        except DataError as error:
+            kept = _keep_evidence(outputs)
+            if kept is None:
+                raise
+            raise DataError(f"{error}\nAll dead letters and the counts: {kept}") from error
+        examples.split_names = artifact_utils.encode_split_names(SPLITS)
+        examples_utils.set_payload_format(examples, example_gen_pb2.FORMAT_TF_EXAMPLE)
+
+
+def _keep_evidence(outputs: Outputs) -> str | None:
+    """Copies dead letters and summary to where TFX, which deletes a failed run's outputs, does not.
+
+    Returns:
+      The directory, or None where the ingestion failed before it wrote anything.
+    """
+    sources = [
+        FileSystems.join(outputs.dead_letters, spec.DEAD_LETTERS_FILE),
+        FileSystems.join(outputs.summary, spec.SUMMARY_FILE),
+    ]
+    if not all(FileSystems.exists(source) for source in sources):
+        return None
+    # <node>/dead_letters/<execution> -> <node>/failed/<execution>
+    parent, execution = FileSystems.split(outputs.dead_letters.rstrip("/"))
+    kept = FileSystems.join(FileSystems.split(parent.rstrip("/"))[0], "failed", execution)
+    if not FileSystems.exists(kept):
+        FileSystems.mkdirs(kept)
+    for source in sources:
+        target = FileSystems.join(kept, FileSystems.split(source)[1])
+        with FileSystems.open(source) as reading, FileSystems.create(target) as writing:
+            while block := reading.read(1 << 20):
+                writing.write(block)
+    return kept

@@ -1,0 +1,130 @@
+"""Which files the settings mean, whether they can be read, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from components.interaction_gen import spec
+from components.interaction_gen.readers import check_file, open_parquet
+from schemas.logs import DataError, DataSettings, Table
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+class Work(NamedTuple):
+    """A part of the input that one worker reads from start to end."""
+
+    table: str  # one of spec.TABLES
+    source: int  # index into data.interactions; 0 for the other tables
+    file_index: int  # in reading order, over all files of the table
+    file: str
+    row_group: int | None  # Parquet: a row group; else None
+
+
+def tables(data: DataSettings) -> Iterator[tuple[str, int, Table]]:
+    """Yields every source: its table, its index in it, its settings."""
+    for index, source in enumerate(data.interactions):
+        yield spec.INTERACTIONS, index, source
+    if data.catalogue is not None:
+        yield spec.CATALOGUE, 0, data.catalogue
+    if data.users is not None:
+        yield spec.USERS, 0, data.users
+
+
+def table_at(data: DataSettings, table: str, source: int) -> Table:
+    """Returns the settings of a source."""
+    if table == spec.INTERACTIONS:
+        return data.interactions[source]
+    found = data.catalogue if table == spec.CATALOGUE else data.users
+    assert found is not None
+    return found
+
+
+def match(path: str, where: str) -> list[str]:
+    """Returns the files that a path or glob stands for, sorted.
+
+    Raises:
+      DataError: there are none.
+    """
+    try:
+        found = FileSystems.match([path])[0].metadata_list
+    except (BeamIOError, ValueError) as error:
+        raise DataError(
+            f"{where}: '{path}' cannot be listed: {error}. Check the path and, for a remote file"
+            " system, that its Beam extra is installed."
+        ) from error
+    files = sorted(metadata.path for metadata in found)
+    if not files:
+        raise DataError(
+            f"{where}: no file matches '{path}'. Relative paths are taken from the working"
+            " directory; `csmf datasets fetch` gets the public data sets."
+        )
+    return files
+
+
+def plan_work(data: DataSettings) -> list[Work]:
+    """Lists the files of all tables and looks at the head of each.
+
+    Raises:
+      DataError: no file matches, a file cannot be opened, or a needed column is missing.
+    """
+    work: list[Work] = []
+    indices = dict.fromkeys(spec.TABLES, 0)
+    for name, source, table in tables(data):
+        for file in match(table.path, location(name, source)):
+            groups = _check(file, table, data.max_line_bytes)
+            work += [Work(name, source, indices[name], file, group) for group in groups]
+            indices[name] += 1
+    return work
+
+
+def location(table: str, source: int) -> str:
+    """Returns the configuration key of a source's path."""
+    return f"data.{table}.{source}.path" if table == spec.INTERACTIONS else f"data.{table}.path"
+
+
+def _check(file: str, table: Table, max_line_bytes: int) -> list[int | None]:
+    """Looks at the head of a file and returns its parts."""
+    try:
+        with FileSystems.open(file) as handle:
+            check_file(handle, file, table, max_line_bytes)
+        if table.format == "parquet":
+            with FileSystems.open(file) as handle:
+                return list(range(open_parquet(handle, file).num_row_groups))
+    except (BeamIOError, OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{file} cannot be read: {error}. Check that it is a readable"
+            f" {table.format} file and, where its name ends in .gz or .bz2, that it is complete."
+        ) from error
+    return [None]
+
+
+def fingerprint_inputs(data: DataSettings) -> dict[str, str]:
+    """Returns the SHA-256 of every input file, by path, in reading order.
+
+    Raises:
+      DataError: a path matches nothing, or a file cannot be read.
+    """
+    hashes: dict[str, str] = {}
+    for name, source, table in tables(data):
+        for file in match(table.path, location(name, source)):
+            if file in hashes:
+                continue
+            digest = hashlib.sha256()
+            try:
+                # The bytes on the disk, so that the hash is the one `sha256sum` prints.
+                with FileSystems.open(
+                    file, compression_type=CompressionTypes.UNCOMPRESSED
+                ) as handle:
+                    while block := handle.read(_HASH_BLOCK_BYTES):
+                        digest.update(block)
+            except (BeamIOError, OSError) as error:
+                raise DataError(f"{file} cannot be read: {error}") from error
+            hashes[file] = digest.hexdigest()
+    return hashes

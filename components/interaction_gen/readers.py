@@ -1,0 +1,407 @@
+"""Files -> numbered rows. A row that cannot be read carries a Fault instead of values.
+
+Everything here streams: memory is bounded by one row, or by one batch of a Parquet row group.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.interaction_gen.faults import BROKEN_FILE, RAW_CHARACTERS, Fault
+from schemas.logs import DataError, Table
+from schemas.settings import nearest
+
+_BLOCK_BYTES = 1 << 18
+_PARQUET_BATCH_ROWS = 8192
+_MAX_QUOTED_LINES = 100  # of one csv record whose quoted fields contain line breaks
+_SAMPLE_RECORDS = 1000  # JSON objects looked at to learn which keys a file has
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+# Not a fault: blank lines are dropped under this name.
+BLANK_LINE = "blank_line"
+_BLANK = Fault(BLANK_LINE, "blank line")
+
+
+class Row(NamedTuple):
+    """One record of a file."""
+
+    line: int  # from 1
+    values: Sequence[Any] | None  # None: see `fault`
+    raw: Any  # the record as it stands in the file, or its start
+    fault: Fault | None = None
+
+
+class Opened(NamedTuple):
+    """A file whose columns are known."""
+
+    positions: dict[str, int]  # column -> index into Row.values
+    rows: Iterator[Row]
+
+
+class _Line(NamedTuple):
+    number: int
+    raw: bytes  # without \n and \r; only the start where too_long
+    too_long: bool
+
+
+def open_rows(
+    handle: BinaryIO, file: str, table: Table, max_line_bytes: int, row_group: int | None = None
+) -> Opened:
+    """Starts reading a file.
+
+    Args:
+      handle: open for binary reading, decompressed.
+      file: its name, for errors.
+      table: how its rows are written and which columns are needed.
+      max_line_bytes: longer lines become faults without being held in memory.
+      row_group: Parquet: read only this one.
+
+    Raises:
+      DataError: a needed column is missing, or the file is not of the stated format.
+    """
+    wanted = list(table.required_columns())
+    if table.format == "parquet":
+        parquet = open_parquet(handle, file)
+        _require(parquet.schema_arrow.names, table, file, "columns")
+        return Opened(_positions(wanted), _parquet_rows(parquet, wanted, row_group))
+    lines = _Lines(handle, table.encoding, max_line_bytes)
+    if table.format == "jsonl":
+        return Opened(_positions(wanted), _json_rows(lines, table, wanted))
+    names = list(table.fields) or _csv_header(lines, table, file)
+    _require(names, table, file, "columns")
+    repeated = [name for name in wanted if names.count(name) > 1]
+    if repeated:
+        raise DataError(
+            f"{file}: the header has the column '{repeated[0]}' more than once, so it is not clear"
+            " which one is meant. Rename one of them."
+        )
+    positions = {name: names.index(name) for name in wanted}
+    return Opened(positions, _csv_rows(lines, table, len(names)))
+
+
+def check_file(handle: BinaryIO, file: str, table: Table, max_line_bytes: int) -> None:
+    """Looks at the head of a file, so that a missing column is reported before Beam starts.
+
+    Raises:
+      DataError: as `open_rows`; for JSON lines, none of the first objects has a needed key.
+    """
+    if table.format != "jsonl":
+        open_rows(handle, file, table, max_line_bytes)
+        return
+    keys: set[str] = set()
+    found = 0
+    for line in _Lines(handle, table.encoding, max_line_bytes):
+        try:
+            value = json.loads(line.raw.decode(table.encoding))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            keys.update(value)
+            found += 1
+        if found == _SAMPLE_RECORDS:
+            break
+    if found:
+        # No usable object at all is a matter of dead letters, which show what the lines look like.
+        _require(sorted(keys), table, file, f"keys in its first {found} objects")
+
+
+def open_parquet(handle: BinaryIO, file: str) -> pq.ParquetFile:
+    """Opens a Parquet file.
+
+    Raises:
+      DataError: it is not one.
+    """
+    try:
+        return pq.ParquetFile(handle)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{file} cannot be read as Parquet: {error}. Check `format:` of this source."
+        ) from error
+
+
+def _positions(wanted: list[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(wanted)}
+
+
+def _require(names: Sequence[str], table: Table, file: str, what: str) -> None:
+    for column, use in table.required_columns().items():
+        if column not in names:
+            present = ", ".join(names) or "none"
+            advice = ""
+            if table.format == "csv" and table.header and len(names) == 1:
+                advice = (
+                    f" The header is a single column, so `delimiter: {table.delimiter!r}` is"
+                    " probably wrong."
+                )
+            raise DataError(
+                f"{file}: there is no column '{column}', which {use} names."
+                f"{nearest(column, list(names))} Its {what}: {present}.{advice}"
+            )
+
+
+class _Lines(Iterator[_Line]):
+    """Numbered lines; takes lines back, which a quoted csv field that never ends needs."""
+
+    def __init__(self, handle: BinaryIO, encoding: str, limit: int) -> None:
+        self._source = _split_lines(handle, limit)
+        self._returned: deque[_Line] = deque()
+        self._strip_bom = encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+
+    def __next__(self) -> _Line:
+        if self._returned:
+            return self._returned.popleft()
+        line = next(self._source)
+        if line.number == 1 and self._strip_bom and line.raw.startswith(_UTF8_BOM):
+            return line._replace(raw=line.raw[len(_UTF8_BOM) :])
+        return line
+
+    def give_back(self, lines: list[_Line]) -> None:
+        self._returned.extendleft(reversed(lines))
+
+
+def _split_lines(handle: BinaryIO, limit: int) -> Iterator[_Line]:
+    number = 1
+    carry = b""
+    start_of_long = b""  # of the line being skipped because it is too long
+    while True:
+        block = handle.read(_BLOCK_BYTES)
+        if not block:
+            break
+        complete = block.split(b"\n")
+        rest = complete.pop()
+        for piece in complete:
+            if start_of_long:
+                yield _Line(number, start_of_long, True)
+                start_of_long = b""
+            else:
+                line = carry + piece if carry else piece
+                if len(line) > limit:
+                    yield _Line(number, line[: 4 * RAW_CHARACTERS], True)
+                else:
+                    yield _Line(number, line[:-1] if line.endswith(b"\r") else line, False)
+            carry = b""
+            number += 1
+        if not start_of_long:
+            carry += rest
+            if len(carry) > limit:
+                start_of_long, carry = carry[: 4 * RAW_CHARACTERS], b""
+    if start_of_long:
+        yield _Line(number, start_of_long, True)
+    elif carry:
+        yield _Line(number, carry[:-1] if carry.endswith(b"\r") else carry, False)
+
+
+def _decoded(lines: _Lines, table: Table) -> Iterator[tuple[_Line, str, Fault | None]]:
+    """Lines as text, or with the fault that every text format shares."""
+    encoding = table.encoding
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration:
+            return
+        except (OSError, EOFError, zlib.error) as error:
+            yield (
+                _Line(0, b"", False),
+                "",
+                Fault(BROKEN_FILE, f"the file cannot be read to its end: {error}"),
+            )
+            return
+        if line.too_long:
+            yield line, "", Fault("line_too_long", "the line is longer than max_line_bytes")
+        elif not line.raw.strip(b" "):
+            yield line, "", _BLANK
+        elif b"\0" in line.raw:
+            yield line, "", Fault("nul_byte", "the line contains a NUL byte")
+        else:
+            try:
+                text = line.raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                yield (
+                    line,
+                    "",
+                    Fault(
+                        "undecodable",
+                        f"byte 0x{line.raw[error.start]:02x} at position {error.start + 1} of the"
+                        f" line is not {encoding}",
+                    ),
+                )
+            else:
+                yield line, text, None
+
+
+def _csv_header(lines: _Lines, table: Table, file: str) -> list[str]:
+    first = next(lines, None)
+    if first is not None and first.raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(
+            f"{file} is UTF-16. Convert it first, for example with `iconv -f UTF-16 -t UTF-8`."
+        )
+    if first is None or first.too_long or not first.raw.strip():
+        what = "empty" if first is None else "too long" if first.too_long else "blank"
+        raise DataError(
+            f"{file}: the first line is {what}, but the names of the columns were expected there."
+            " For a file without a header set `header: false` and `fields: [..]`."
+        )
+    try:
+        text = first.raw.decode(table.encoding)
+        names = _split_csv(text, table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{file}: the header cannot be read: {error}. Check `encoding:`."
+        ) from error
+    return [name.strip() for name in names]
+
+
+def _split_csv(text: str, table: Table) -> list[str]:
+    if table.quote is None or table.quote not in text:
+        return text.split(table.delimiter)
+    return next(csv.reader([text], delimiter=table.delimiter, quotechar=table.quote, strict=True))
+
+
+def _csv_rows(lines: _Lines, table: Table, width: int) -> Iterator[Row]:
+    delimiter, quote = table.delimiter, table.quote
+    for line, text, fault in _decoded(lines, table):
+        if fault is not None:
+            yield Row(line.number, None, line.raw, fault)
+            continue
+        if quote is None or quote not in text:
+            values = text.split(delimiter)
+        else:
+            try:
+                values = _quoted_record(text, lines, table)
+            except csv.Error as error:
+                yield Row(line.number, None, text, Fault("bad_quoting", f"csv quoting: {error}"))
+                continue
+        if len(values) == width:
+            yield Row(line.number, values, text)
+        else:
+            yield Row(
+                line.number,
+                None,
+                text,
+                Fault(
+                    "column_count",
+                    f"{len(values)} columns where {width} were expected; a value that contains the"
+                    " delimiter must be quoted",
+                ),
+            )
+
+
+def _quoted_record(text: str, lines: _Lines, table: Table) -> list[str]:
+    """Parses a record with quotes, which may run over several lines."""
+    assert table.quote is not None
+    taken: list[_Line] = []
+    while True:
+        try:
+            return _split_csv(text, table)
+        except csv.Error as error:
+            if "unexpected end of data" not in str(error):
+                lines.give_back(taken)
+                raise
+        # The quote is still open: join lines up to the next one that has a quote.
+        while True:
+            following = next(lines, None)
+            if following is not None:
+                taken.append(following)
+            if (
+                following is None
+                or following.too_long
+                or len(taken) > _MAX_QUOTED_LINES
+                or not _decodes(following.raw, table.encoding)
+            ):
+                # Only the first line is lost; the others are read again on their own.
+                lines.give_back(taken)
+                raise csv.Error("a quoted field is never closed")
+            part = following.raw.decode(table.encoding)
+            text = f"{text}\n{part}"
+            if table.quote in part:
+                break
+
+
+def _decodes(raw: bytes, encoding: str) -> bool:
+    try:
+        raw.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in raw
+
+
+def _json_rows(lines: _Lines, table: Table, wanted: list[str]) -> Iterator[Row]:
+    for line, text, fault in _decoded(lines, table):
+        if fault is not None:
+            yield Row(line.number, None, line.raw, fault)
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield Row(line.number, None, text, Fault("bad_json", f"not JSON: {error}"))
+            continue
+        if isinstance(value, dict):
+            yield Row(line.number, [value.get(column) for column in wanted], text)
+        else:
+            yield Row(
+                line.number,
+                None,
+                text,
+                Fault("bad_json", f"a JSON object was expected, not {type(value).__name__}"),
+            )
+
+
+def _parquet_rows(
+    parquet: pq.ParquetFile, wanted: list[str], row_group: int | None
+) -> Iterator[Row]:
+    groups = range(parquet.num_row_groups) if row_group is None else [row_group]
+    for group in groups:
+        line = 1 + sum(parquet.metadata.row_group(index).num_rows for index in range(group))
+        batches = parquet.iter_batches(
+            batch_size=_PARQUET_BATCH_ROWS, row_groups=[group], columns=wanted
+        )
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                fault = Fault(BROKEN_FILE, f"row group {group} cannot be read: {error}")
+                yield Row(line, None, "", fault)
+                break
+            if batch is None:
+                break
+            columns = [_python_values(batch.column(name)) for name in wanted]
+            for values in zip(*columns, strict=True):
+                undecodable = [
+                    name
+                    for name, value in zip(wanted, values, strict=True)
+                    if isinstance(value, bytes)
+                ]
+                if undecodable:
+                    fault = Fault("undecodable", f"column '{undecodable[0]}' is not utf-8")
+                    yield Row(line, None, dict(zip(wanted, values, strict=True)), fault)
+                else:
+                    yield Row(line, values, values)
+                line += 1
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    """Values of a column; text that does not decode stays bytes."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return [_utf8(value) for value in column.cast(pa.large_binary()).to_pylist()]
+    return column.to_pylist()
+
+
+def _utf8(value: bytes | None) -> str | bytes | None:
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value

@@ -1,0 +1,161 @@
+"""Nearest neighbours of a query among the item vectors: exact, and with ScaNN."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from models.settings import IndexSettings
+
+_BRUTE_FORCE_BELOW = 20_000
+_HASHED_BELOW = 100_000
+_TREE_TRAINING_SAMPLE = 250_000
+
+
+class Searcher(Protocol):
+    """Finds the items with the largest inner products."""
+
+    def search(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Best k rows for each query, best first.
+
+        Args:
+          queries: float [B, D].
+          k: int scalar, at most the number of items.
+
+        Returns:
+          (scores, rows): float [B, k] and int32 [B, k]. Places that could not be filled have a
+          score of -inf.
+        """
+
+
+class ExactSearcher(tf.Module):
+    """Brute force in TensorFlow core ops; loads anywhere."""
+
+    def __init__(self, vectors: tf.Variable):
+        """Shares `vectors` [n, D] with its caller."""
+        super().__init__(name="exact")
+        self._vectors = vectors
+
+    def search(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Searcher`."""
+        return tf.math.top_k(tf.matmul(queries, self._vectors, transpose_b=True), k=k)
+
+
+class ScannSearcher(tf.Module):
+    """ScaNN with the parameters that fit the size of the catalogue.
+
+    The TFRS layer of that name always builds a tree and fixes how many candidates it reorders;
+    small catalogues and lists that exclusions make longer need neither.
+    """
+
+    def __init__(self, vectors: npt.NDArray[np.float32], settings: IndexSettings):
+        super().__init__(name="scann")
+        from scann.scann_ops.py import scann_ops  # loads the ops: only this flavour may
+
+        self._ops = scann_ops
+        self._reorder = settings.reorder
+        kind = _kind(len(vectors), settings)
+        self._rescored = kind != "brute_force"
+        builder = scann_ops.builder(tf.constant(vectors), settings.top_k, "dot_product")
+        if kind == "tree":
+            leaves = round(math.sqrt(len(vectors)))
+            builder = builder.tree(
+                num_leaves=leaves,
+                num_leaves_to_search=max(1, round(leaves * settings.leaves_to_search_share)),
+                training_sample_size=min(len(vectors), _TREE_TRAINING_SAMPLE),
+            )
+        if self._rescored:
+            builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+            builder = builder.reorder(min(settings.reorder, len(vectors)))
+        else:
+            builder = builder.score_brute_force()
+        self._state = builder.build().serialize_to_module()
+
+    def search(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Searcher`."""
+        searcher = self._ops.searcher_from_module(self._state)
+        # A list longer than what is reordered would end in unscored entries.
+        rescored = tf.maximum(self._reorder, 2 * k) if self._rescored else None
+        rows, scores = searcher.search_batched(
+            queries, final_num_neighbors=k, pre_reorder_num_neighbors=rescored
+        )
+        # ScaNN pads what it could not find with NaN.
+        valid = tf.math.is_finite(scores)
+        infinity = tf.constant(-math.inf, scores.dtype)
+        return tf.where(valid, scores, infinity), tf.where(valid, tf.cast(rows, tf.int32), 0)
+
+
+def _kind(n_items: int, settings: IndexSettings) -> str:
+    if settings.kind != "auto":
+        return settings.kind
+    if n_items < _BRUTE_FORCE_BELOW:
+        return "brute_force"
+    return "hashed" if n_items < _HASHED_BELOW else "tree"
+
+
+def search_excluding(
+    searcher: Searcher,
+    exact: Searcher,
+    queries: tf.Tensor,
+    excluded: tf.Tensor,
+    n: int,
+    n_items: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The best `n` items that are not excluded; never short while items remain.
+
+    Fetches as many more candidates as there are exclusions. Where an approximate searcher still
+    comes back short, the batch is searched exactly.
+
+    Args:
+      searcher: asked first.
+      exact: asked when `searcher` does not fill a list.
+      queries: float [B, D].
+      excluded: int32 [B, S] item rows, -1 is padding; may repeat.
+      n: length of the answer.
+      n_items: size of the catalogue.
+
+    Returns:
+      (scores, rows): float [B, n] and int32 [B, n]; places that no item is left for have a score
+      of -inf and row -1.
+    """
+    excluded = tf.sort(excluded, axis=1)
+    k = tf.minimum(n + tf.shape(excluded)[1], n_items)
+    remaining = tf.minimum(n, n_items - _count_distinct(excluded))
+
+    def best(found: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        scores, rows = found
+        infinity = tf.constant(-math.inf, scores.dtype)
+        scores = tf.where(_contains(excluded, rows), infinity, scores)
+        width = tf.maximum(n - tf.shape(scores)[1], 0)
+        scores = tf.pad(scores, [[0, 0], [0, width]], constant_values=-math.inf)
+        rows = tf.pad(rows, [[0, 0], [0, width]])
+        scores, places = tf.math.top_k(scores, k=n)
+        rows = tf.gather(rows, places, axis=1, batch_dims=1)
+        return scores, tf.where(tf.math.is_finite(scores), rows, -1)
+
+    scores, rows = best(searcher.search(queries, k))
+    if searcher is exact:
+        return scores, rows
+    found = tf.reduce_sum(tf.cast(rows >= 0, tf.int32), axis=1)
+    return tf.cond(
+        tf.reduce_all(found >= remaining),
+        lambda: (scores, rows),
+        lambda: best(exact.search(queries, k)),
+    )
+
+
+def _contains(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """bool [B, C]: whether each of `values` [B, C] is in its row of `ordered` [B, S], ascending."""
+    ordered = tf.pad(ordered, [[0, 0], [0, 1]], constant_values=np.iinfo(np.int32).max)
+    place = tf.searchsorted(ordered, values)
+    return tf.gather(ordered, place, axis=1, batch_dims=1) == values
+
+
+def _count_distinct(ordered: tf.Tensor) -> tf.Tensor:
+    """int32 [B]: number of distinct values >= 0 in each ascending row of [B, S]."""
+    previous = tf.pad(ordered, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
+    return tf.reduce_sum(tf.cast((ordered >= 0) & (ordered != previous), tf.int32), axis=1)

@@ -1,0 +1,145 @@
+"""Evaluation queries: what a user had done before a held-out moment, and what came then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from models.preprocessing import CATEGORICAL
+from schemas import names
+
+Lists = npt.NDArray[np.object_]  # [Q, N] item ids, b"" where a list ends early
+
+
+@dataclass(frozen=True)
+class Query:
+    """One held-out moment of one user: the events that share a time are its targets."""
+
+    user_id: bytes
+    history: tuple[bytes, ...]  # strictly before the moment, oldest first
+    history_levels: tuple[int, ...]
+    targets: tuple[bytes, ...]  # items not seen before
+    target_levels: tuple[int, ...]
+    features: dict[str, tuple]  # user feature -> its raw values
+
+    def targets_at(self, level: int) -> list[bytes]:
+        """Targets that reach `level`."""
+        return [
+            item
+            for item, reached in zip(self.targets, self.target_levels, strict=True)
+            if reached >= level
+        ]
+
+
+def build_queries(records: Iterable[bytes], feature_kinds: dict[str, str]) -> list[Query]:
+    """Makes one query of every held-out moment.
+
+    Args:
+      records: serialised eval timelines (raw, as InteractionGen wrote them).
+      feature_kinds: user feature name -> "categorical" or "numeric".
+
+    Returns:
+      Queries sorted by user and time, whatever the order of the records.
+    """
+    keyed = []
+    for record in records:
+        features = tf.train.Example.FromString(record).features.feature
+        user = features[names.USER_ID].bytes_list.value[0]
+        items = list(features[names.ITEM_IDS].bytes_list.value)
+        levels = list(features[names.LEVELS].int64_list.value)
+        times = np.asarray(features[names.TIMESTAMPS].int64_list.value)
+        targets = np.asarray(features[names.TARGET_LEVELS].int64_list.value)
+        profile = {
+            name: tuple(_values(features[names.user_feature(name)], kind))
+            for name, kind in feature_kinds.items()
+        }
+        for time in np.unique(times[targets != names.CONTEXT]):
+            begin = int(np.searchsorted(times, time))
+            now = np.flatnonzero((times == time) & (targets != names.CONTEXT))
+            query = Query(
+                user_id=user,
+                history=tuple(items[:begin]),
+                history_levels=tuple(levels[:begin]),
+                targets=tuple(items[i] for i in now),
+                target_levels=tuple(int(targets[i]) for i in now),
+                features=profile,
+            )
+            keyed.append(((user, int(time)), query))
+    keyed.sort(key=lambda pair: pair[0])
+    return [query for _, query in keyed]
+
+
+def _values(feature: tf.train.Feature, kind: str) -> list:
+    return list(feature.bytes_list.value if kind == CATEGORICAL else feature.float_list.value)
+
+
+class Model:
+    """A SavedModel with our signatures, asked in batches."""
+
+    def __init__(self, path: str, feature_kinds: dict[str, str], batch_size: int = 256):
+        """Loads the model; the ops of its flavour must be registered."""
+        self._loaded = tf.saved_model.load(path)  # kept: signatures do not keep it alive
+        self._recommend = self._loaded.signatures[names.SIGNATURE_RECOMMEND]
+        self._feature_kinds = {
+            name: kind
+            for name, kind in feature_kinds.items()
+            if names.user_feature(name) in self._recommend.structured_input_signature[1]
+        }
+        self._batch_size = batch_size
+
+    def recommend(self, queries: list[Query], weights: list[float]) -> Lists:
+        """[Q, N] the lists for the queries, in their order."""
+        # Similar lengths together, so that little of a batch is padding.
+        order = np.argsort([len(query.history) for query in queries], kind="stable")
+        lists: list[npt.NDArray] = [np.empty(0)] * len(queries)
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            answer = self._recommend(**self._request([queries[i] for i in batch], weights))
+            for i, row in zip(batch, answer[names.ITEM_IDS].numpy(), strict=True):
+                lists[i] = row
+        return np.stack(lists)
+
+    def _request(self, batch: list[Query], weights: list[float]) -> dict[str, tf.Tensor]:
+        request = {
+            names.USER_ID: tf.constant([query.user_id for query in batch]),
+            names.HISTORY_ITEM_IDS: _rows([query.history for query in batch], tf.string),
+            names.HISTORY_LEVELS: _rows([query.history_levels for query in batch], tf.int64),
+            names.EXCLUDE_ITEM_IDS: tf.zeros([1, 0], tf.string),
+            names.OBJECTIVE_WEIGHTS: tf.constant([weights], tf.float32),
+        }
+        for name, kind in self._feature_kinds.items():
+            dtype = tf.string if kind == CATEGORICAL else tf.float32
+            if dtype == tf.float32 and not all(query.features[name] for query in batch):
+                # A missing number cannot be padded inside a batch: none is sent, all are unknown.
+                request[names.user_feature(name)] = tf.zeros([1, 0], dtype)
+            else:
+                values = [query.features[name] for query in batch]
+                request[names.user_feature(name)] = _rows(values, dtype)
+        return request
+
+
+def _rows(lists: list[tuple], dtype: tf.DType) -> tf.Tensor:
+    width = max((len(row) for row in lists), default=0)
+    empty = "" if dtype == tf.string else 0
+    padded = [list(row) + [empty] * (width - len(row)) for row in lists]
+    return tf.reshape(tf.constant(padded, dtype), [len(lists), width])
+
+
+def popularity_lists(
+    counts: dict[bytes, int], queries: Iterable[Query], n: int
+) -> Iterator[list[bytes]]:
+    """The most popular items that each query's user has not seen; ties by item id."""
+    ranking = sorted(counts, key=lambda item: (-counts[item], item))
+    for query in queries:
+        seen = set(query.history)
+        answer: list[bytes] = []
+        for item in ranking:
+            if item not in seen:
+                answer.append(item)
+                if len(answer) == n:
+                    break
+        yield answer

@@ -1,0 +1,312 @@
+"""The masked two-tower network: tables, layers, and who owns each of their neurons.
+
+User tower: embeddings of the user's past items, pooled once per funnel level, then the user id
+and the user's features. Item tower: item id and item features. Both end in a head of D outputs
+that share one set of owners, so that the inner product stays aligned (METHOD 1.2).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from models import masks
+from models.settings import TowerSettings
+
+OUTPUT = "output"  # owners of the D coordinates, one set for both towers
+HISTORY = "history"
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+
+_TABLE_STDDEV = 0.05
+_WEIGHTS_FILE = "weights.npz"
+_SPEC_FILE = "spec.json"
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """Everything that fixes the shapes of a `TwoTower`.
+
+    Feature sizes count the out-of-vocabulary bucket. Ids run from 0; -1 stands for padding or
+    an unknown item. `n_users` is also the id of the unknown user.
+    """
+
+    towers: TowerSettings
+    n_objectives: int
+    n_items: int
+    n_users: int
+    user_features: dict[str, int]
+    item_features: dict[str, int]
+
+    def to_json(self) -> str:
+        """Inverse of `from_json`."""
+        return json.dumps(asdict(self) | {"towers": self.towers.model_dump()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TowerSpec:
+        """Inverse of `to_json`."""
+        raw = json.loads(text)
+        return cls(**(raw | {"towers": TowerSettings.parse(raw["towers"])}))
+
+
+@dataclass(frozen=True)
+class UserInputs:
+    """A batch of users as the user tower reads them; ids are int32, -1 is padding."""
+
+    history_items: tf.Tensor  # [B, H]
+    history_levels: tf.Tensor  # [B, H]
+    user_ids: tf.Tensor  # [B]
+    features: dict[str, tf.Tensor]  # name -> [B, F]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weight matrix, and the names of the owner vectors at its two ends.
+
+    A table has no input neurons: its rows are ids, its columns are the neurons.
+    """
+
+    weight: str
+    inputs: tuple[str, ...]
+    outputs: str
+    bias: str | None = None
+
+
+class TwoTower(tf.Module):
+    """Weights of both towers and the owners of their neurons."""
+
+    def __init__(self, spec: TowerSpec, seed: int):
+        """Draws all weights; every neuron belongs to stage 0.
+
+        Args:
+          spec: shapes.
+          seed: of the initial weights.
+        """
+        super().__init__(name="two_tower")
+        self.spec = spec
+        rng = np.random.default_rng(seed)
+        towers = spec.towers
+        tables = {HISTORY: (spec.n_items, towers.item_embedding)}
+        tables[USER_ID] = (spec.n_users + 1, towers.user_embedding)
+        tables |= {
+            f"user_{name}": (size, towers.feature_embedding)
+            for name, size in spec.user_features.items()
+        }
+        tables[ITEM_ID] = (spec.n_items, towers.item_embedding)
+        tables |= {
+            f"item_{name}": (size, towers.feature_embedding)
+            for name, size in spec.item_features.items()
+        }
+        user_inputs = (HISTORY,) * spec.n_objectives + (
+            USER_ID,
+            *(f"user_{name}" for name in spec.user_features),
+        )
+        item_inputs = (ITEM_ID, *(f"item_{name}" for name in spec.item_features))
+
+        self.owners: dict[str, masks.Owners] = {
+            name: np.zeros(columns, np.int32) for name, (_, columns) in tables.items()
+        }
+        self.owners[OUTPUT] = np.zeros(towers.dimension, np.int32)
+        self._layers = [_Layer(weight=name, inputs=(), outputs=name) for name in tables]
+        self._user_layers = self._stack("user", user_inputs)
+        self._item_layers = self._stack("item", item_inputs)
+        self._layers += self._user_layers + self._item_layers
+
+        self.weights: dict[str, tf.Variable] = {}
+        for layer in self._layers:
+            shape = tables.get(layer.weight) or (
+                self._fan_in(layer),
+                len(self.owners[layer.outputs]),
+            )
+            self._add_weight(layer.weight, _initial(rng, shape, is_table=not layer.inputs))
+            if layer.bias:
+                self._add_weight(layer.bias, np.zeros(shape[1], np.float32))
+
+    def _stack(self, tower: str, inputs: tuple[str, ...]) -> list[_Layer]:
+        stack = []
+        for depth, width in enumerate(self.spec.towers.hidden):
+            name = f"{tower}_hidden_{depth}"
+            self.owners[name] = np.zeros(width, np.int32)
+            stack.append(_Layer(f"{name}/kernel", inputs, name, f"{name}/bias"))
+            inputs = (name,)
+        stack.append(_Layer(f"{tower}_head/kernel", inputs, OUTPUT, f"{tower}_head/bias"))
+        return stack
+
+    def _fan_in(self, layer: _Layer) -> int:
+        return sum(len(self.owners[name]) for name in layer.inputs)
+
+    def _add_weight(self, name: str, value: Array) -> None:
+        self.weights[name] = tf.Variable(value, name=name.replace("/", "_"), dtype=tf.float32)
+
+    # --- forward ----------------------------------------------------------------------------
+
+    def users(self, inputs: UserInputs) -> tf.Tensor:
+        """Raw outputs [B, D] of the user tower, not normalised, columns in storage order."""
+        parts = [*self._pooled_histories(inputs.history_items, inputs.history_levels)]
+        parts.append(tf.gather(self.weights[USER_ID], inputs.user_ids))
+        parts += [
+            _pooled(self.weights[f"user_{name}"], inputs.features[name])
+            for name in self.spec.user_features
+        ]
+        return self._run(self._user_layers, tf.concat(parts, axis=1))
+
+    def items(self, item_ids: tf.Tensor, features: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Raw outputs [N, D] of the item tower.
+
+        Args:
+          item_ids: int32 [N]; -1 (an unknown item) reads as a zero embedding.
+          features: name -> int32 [N, F], -1 is padding.
+        """
+        parts = [_pooled(self.weights[ITEM_ID], item_ids[:, None])]
+        parts += [
+            _pooled(self.weights[f"item_{name}"], features[name])
+            for name in self.spec.item_features
+        ]
+        return self._run(self._item_layers, tf.concat(parts, axis=1))
+
+    def _pooled_histories(self, items: tf.Tensor, levels: tf.Tensor) -> Iterator[tf.Tensor]:
+        """For each objective k: sum over the past items that reached k, divided by sqrt(count)."""
+        known = items >= 0
+        embedded = tf.gather(self.weights[HISTORY], tf.maximum(items, 0))  # [B, H, E]
+        for level in range(self.spec.n_objectives):
+            reached = tf.cast(known & (levels >= level), tf.float32)  # [B, H]
+            total = tf.einsum("bh,bhe->be", reached, embedded)
+            yield total / tf.sqrt(tf.maximum(tf.reduce_sum(reached, 1, keepdims=True), 1.0))
+
+    def _run(self, layers: list[_Layer], x: tf.Tensor) -> tf.Tensor:
+        for depth, layer in enumerate(layers):
+            x = tf.matmul(x, self.weights[layer.weight]) + self.weights[layer.bias or ""]
+            if depth < len(layers) - 1:
+                x = tf.nn.relu(x)
+        return x
+
+    def block(self, outputs: tf.Tensor, stage: int) -> tf.Tensor:
+        """[N, D_k]: the coordinates that `stage` owns, L2-normalised by themselves."""
+        columns = np.flatnonzero(self.owners[OUTPUT] == stage)
+        return tf.math.l2_normalize(tf.gather(outputs, columns, axis=1), axis=1, epsilon=1e-12)
+
+    def blocks(self, outputs: tf.Tensor) -> tf.Tensor:
+        """[N, D]: all blocks one after the other, stage 0 first, each L2-normalised by itself."""
+        return tf.concat([self.block(outputs, k) for k in range(self.spec.n_objectives)], axis=1)
+
+    def block_sizes(self) -> list[int]:
+        """Number of output coordinates that each stage owns; they sum up to D."""
+        return np.bincount(self.owners[OUTPUT], minlength=self.spec.n_objectives).tolist()
+
+    # --- ownership --------------------------------------------------------------------------
+
+    def trainable_masks(self, stage: int) -> dict[str, masks.Mask]:
+        """For each weight, True where `stage` may move it; broadcasts to the weight's shape."""
+        result = {}
+        for layer in self._layers:
+            owned = self.owners[layer.outputs] == stage
+            mask = (
+                masks.trainable(self._input_owners(layer), self.owners[layer.outputs], stage)
+                if layer.inputs
+                else owned[None, :]
+            )
+            result[layer.weight] = mask
+            if layer.bias:
+                result[layer.bias] = owned
+        return result
+
+    def importance(self) -> dict[str, npt.NDArray[np.float64]]:
+        """L1 norm of the incoming weights of every neuron, by owner vector.
+
+        The head adds both towers, as they share their output neurons.
+        """
+        result = {name: np.zeros(len(owners)) for name, owners in self.owners.items()}
+        for layer in self._layers:
+            result[layer.outputs] += np.abs(self.weights[layer.weight].numpy().astype(float)).sum(0)
+        return result
+
+    def release(self, stage: int, tau: float, seed: int) -> None:
+        """CPP at neuron level: gives the least important neurons of `stage` to the next stage.
+
+        Their incoming weights are drawn anew at initial scale, and what the neurons that stay
+        would read from them is cut (METHOD 1.1 to 1.3).
+
+        Args:
+          stage: the stage that was just trained.
+          tau: share of each layer's L1 mass to free.
+          seed: of the new weights.
+
+        Raises:
+          ValueError: a stage would own fewer output coordinates than `minimum_block`.
+        """
+        importance = self.importance()
+        self.owners = {
+            name: masks.hand_over(owners, importance[name], stage, tau)
+            for name, owners in self.owners.items()
+        }
+        self._check_room(stage, tau)
+        rng = np.random.default_rng(seed)
+        for layer in self._layers:
+            weight = self.weights[layer.weight]
+            fresh = _initial(rng, tuple(weight.shape), is_table=not layer.inputs)
+            freed = self.owners[layer.outputs] == stage + 1
+            value = np.where(freed[None, :], fresh, weight.numpy())
+            if layer.inputs:
+                value *= masks.allowed(self._input_owners(layer), self.owners[layer.outputs])
+            weight.assign(value)
+            if layer.bias:
+                bias = self.weights[layer.bias]
+                bias.assign(np.where(freed, 0.0, bias.numpy()))
+
+    def _input_owners(self, layer: _Layer) -> masks.Owners:
+        return np.concatenate([self.owners[name] for name in layer.inputs])
+
+    def _check_room(self, stage: int, tau: float) -> None:
+        least = self.spec.towers.minimum_block
+        sizes = {k: int(np.sum(self.owners[OUTPUT] == k)) for k in (stage, stage + 1)}
+        for k, size in sizes.items():
+            if size < least:
+                raise ValueError(
+                    f"stage {k} would own {size} of {len(self.owners[OUTPUT])} output dimensions, "
+                    f"fewer than minimum_block = {least}. Now tau of stage {stage} is {tau}: "
+                    f"{'raise' if k > stage else 'lower'} it, or raise towers.dimension."
+                )
+
+    # --- persistence ------------------------------------------------------------------------
+
+    def save(self, directory: Path) -> None:
+        """Writes weights, owners and spec; `load` gives back the same bits."""
+        directory.mkdir(parents=True, exist_ok=True)
+        arrays = {f"weights/{name}": value.numpy() for name, value in self.weights.items()}
+        arrays |= {f"owners/{name}": owners for name, owners in self.owners.items()}
+        with (directory / _WEIGHTS_FILE).open("wb") as file:
+            np.savez(file, **arrays)
+        (directory / _SPEC_FILE).write_text(self.spec.to_json())
+
+    @classmethod
+    def load(cls, directory: Path) -> TwoTower:
+        """Reads what `save` wrote."""
+        model = cls(TowerSpec.from_json((directory / _SPEC_FILE).read_text()), seed=0)
+        with np.load(directory / _WEIGHTS_FILE) as arrays:
+            for name, weight in model.weights.items():
+                weight.assign(arrays[f"weights/{name}"])
+            model.owners = {name: arrays[f"owners/{name}"] for name in model.owners}
+        return model
+
+
+def _initial(rng: np.random.Generator, shape: tuple[int, ...], is_table: bool) -> Array:
+    """Normal for tables, Glorot uniform for layers."""
+    if is_table:
+        return rng.normal(0.0, _TABLE_STDDEV, shape).astype(np.float32)
+    limit = np.sqrt(6.0 / (shape[0] + shape[1]))
+    return rng.uniform(-limit, limit, shape).astype(np.float32)
+
+
+def _pooled(table: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
+    """[N, E]: mean of the rows `ids` [N, F]; -1 is left out, a row without ids gives zeros."""
+    known = tf.cast(ids >= 0, tf.float32)
+    total = tf.einsum("nf,nfe->ne", known, tf.gather(table, tf.maximum(ids, 0)))
+    return total / tf.maximum(tf.reduce_sum(known, axis=1, keepdims=True), 1.0)

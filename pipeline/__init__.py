@@ -1,0 +1,1 @@
+"""The DAG, its configuration, the runners and the command line."""

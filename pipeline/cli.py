@@ -1,0 +1,175 @@
+"""The command line, `csmf`. Imports what a command needs only when that command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXIT_NOT_BLESSED = 3
+
+_WORKDIR = click.option(
+    "--workdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Directory of the run: artifacts, metadata, pushed models, summary.json.",
+)
+
+
+class _Group(click.Group):
+    """Ends in one line of text where the user can do something about the error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, RuntimeError, OSError) as error:
+            if ctx.params.get("verbose"):
+                raise
+            raise click.ClickException(
+                f"{error}\n(csmf -v shows where in the code this happened)"
+            ) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-v", "--verbose", is_flag=True, help="Show the logs of TFX, Beam and TensorFlow.")
+@click.version_option(package_name="csmf")
+def main(verbose: bool) -> None:
+    """Multi-objective recommendation retrieval: ingest, train, check, push, serve."""
+    # Before the first import of TensorFlow, here and in child processes. TFRS needs legacy Keras
+    # (tensorflow/recommenders#712).
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
+    from pipeline.console import set_up_logging
+
+    set_up_logging(verbose)
+
+
+@main.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="YAML configuration, e.g. configs/movielens-100k.yaml.",
+)
+@_WORKDIR
+@click.option("--from-node", help="First node to run; earlier ones come from the run before.")
+@click.option("--to-node", help="Last node to run.")
+def run(config_path: Path, workdir: Path, from_node: str | None, to_node: str | None) -> None:
+    """Run the pipeline: logs in, a checked and pushed model out.
+
+    Exit code 3: a model was made, but it did not pass the gates and was not pushed.
+    """
+    started = time.monotonic()
+    from pipeline.config import load_config
+
+    config = load_config(config_path)
+    from pipeline import console
+
+    console.say(f"[bold]{config.name}[/]: importing TFX (about half a minute)")
+    from pipeline.dag import Workdir
+    from pipeline.local_runner import run_locally
+    from pipeline.summary import summarise, write_summary
+
+    place = Workdir(workdir)
+    run_locally(config, place, from_node, to_node, console.NodeProgress())
+    summary = summarise(config, place, time.monotonic() - started)
+    write_summary(summary, place.summary)
+    console.show_summary(summary, place.summary)
+    if summary["blessed"] is False:
+        sys.exit(EXIT_NOT_BLESSED)
+
+
+@main.command()
+@_WORKDIR
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8500, show_default=True, help="0 = any free port.")
+@click.option("--poll-seconds", default=1.0, show_default=True, help="Look for new versions.")
+def serve(workdir: Path, host: str, port: int, poll_seconds: float) -> None:
+    """Serve the pushed models over the TensorFlow Serving gRPC API.
+
+    Both flavours are served: the model with ScaNN ops under its name, the other with `_stock`
+    appended. New versions are picked up while serving.
+    """
+    from pipeline.serve import serve_workdir
+
+    serve_workdir(workdir, host, port, poll_seconds)
+
+
+@main.command()
+@_WORKDIR
+@click.option("--user", required=True, help="User id.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=WEIGHT,..",
+    help="Weights of the objectives, e.g. click=1,conversion=2; those left out weigh 0. "
+    "Give it several times to compare. Default: all weigh 1.",
+)
+@click.option("-n", "count", default=10, show_default=True, help="Items per list.")
+@click.option("--exclude", multiple=True, help="Item id that must not come back; repeatable.")
+@click.option("--address", help="host:port of a server; default: the workdir's, or one is started.")
+def recommend(
+    workdir: Path,
+    user: str,
+    weights: tuple[str, ...],
+    count: int,
+    exclude: tuple[str, ...],
+    address: str | None,
+) -> None:
+    """Print a table of recommended titles for one user, one column per weighting."""
+    from pipeline import console
+    from pipeline.recommend import recommend_table
+
+    console.show_recommendations(recommend_table(workdir, user, weights, count, exclude, address))
+
+
+@main.command()
+@_WORKDIR
+@click.option("--version", type=int, required=True, help="A pushed version.")
+def lineage(workdir: Path, version: int) -> None:
+    """Show where a pushed version came from: logs, configuration, stages, metrics."""
+    from pipeline import console
+    from pipeline.lineage import lineage as trace
+    from pipeline.lineage import render
+
+    console.say(render(trace(workdir / "metadata.sqlite", version)))
+
+
+@main.group()
+def datasets() -> None:
+    """Public data sets that the ready configurations use."""
+
+
+@datasets.command("list")
+def list_datasets() -> None:
+    """Name the data sets that `fetch` knows."""
+    from pipeline.datasets import DATASETS
+
+    for dataset in DATASETS.values():
+        click.echo(dataset.name)
+
+
+@datasets.command()
+@click.argument("name")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    show_default=True,
+    help="Where the configurations look for it.",
+)
+def fetch(name: str, data_dir: Path) -> None:
+    """Download a data set, check its hash, and say under which terms it stands."""
+    from pipeline.datasets import fetch as fetch_dataset
+
+    directory = fetch_dataset(name, data_dir, click.echo)
+    click.echo((directory / "TERMS.txt").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

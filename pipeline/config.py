@@ -1,0 +1,122 @@
+"""The configuration of a pipeline: one YAML file, typed, unknown keys refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, model_validator
+
+from components.retrieval_evaluator.settings import LONGEST_LIST, METRICS, EvaluationSettings
+from models.settings import IndexSettings, ModelSettings, StageSettings
+from schemas.logs import DataSettings, check_objectives
+from schemas.settings import ConfigError, Settings, nearest
+
+
+class ServingSettings(Settings):
+    """Where and how models are pushed and checked."""
+
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = "recommender"
+    directory: str | None = None
+    """Serving directory; default: `serving` in the run's working directory."""
+
+    keep_versions: Annotated[int, Field(gt=0)] = 5
+    address: str | None = None
+    """host:port of a running server; the push then waits until the version is available."""
+
+    poll_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    sample_size: Annotated[int, Field(gt=0)] = 20
+    """Held-out users that ServingValidator asks the candidate about."""
+
+    validation_timeout_seconds: Annotated[float, Field(gt=0)] = 180.0
+
+
+class BeamSettings(Settings):
+    """How Beam runs ingestion, statistics and transform."""
+
+    options: tuple[str, ...] = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
+    """Beam pipeline options, e.g. ["--runner=FlinkRunner", "--flink_master=.."]."""
+
+
+class PipelineConfig(Settings):
+    """Everything that a run depends on beside the data themselves."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 7
+    objectives: tuple[StageSettings, ...] = Field(min_length=1)
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    index: IndexSettings = IndexSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    serving: ServingSettings = ServingSettings()
+    beam: BeamSettings = BeamSettings()
+
+    @property
+    def objective_names(self) -> list[str]:
+        """Names of the objectives, first of the funnel first."""
+        return [stage.name for stage in self.objectives]
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> PipelineConfig:
+        names = self.objective_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"objectives: each name may occur once, got {', '.join(names)}")
+        check_objectives(self.data, names)
+        for section, keys in (
+            ("evaluation.weights", self.evaluation.weights),
+            ("evaluation.floors", self.evaluation.floors),
+        ):
+            for key in keys:
+                if key not in names:
+                    raise ValueError(
+                        f"{section}: {key!r} is no objective.{nearest(key, names)} "
+                        f"Objectives: {', '.join(names)}."
+                    )
+        for name, weights in self.evaluation.weights.items():
+            if len(weights) != len(names):
+                raise ValueError(
+                    f"evaluation.weights.{name}: {len(weights)} weights given, one for each of "
+                    f"{', '.join(names)} expected"
+                )
+        for floors in self.evaluation.floors.values():
+            for metric in floors:
+                if metric not in METRICS:
+                    raise ValueError(
+                        f"evaluation.floors: unknown metric {metric!r}."
+                        f"{nearest(metric, list(METRICS))} Metrics: {', '.join(METRICS)}."
+                    )
+        if self.index.top_k < LONGEST_LIST:
+            raise ValueError(
+                f"index.top_k is {self.index.top_k}; the evaluation needs lists of at least "
+                f"{LONGEST_LIST}"
+            )
+        return self
+
+    def sha256(self) -> str:
+        """Hash of the configuration's content, defaults included."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def load_config(path: Path) -> PipelineConfig:
+    """Reads a configuration file.
+
+    Raises:
+      ConfigError: the file is missing, is no YAML, or holds something that is not understood.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no configuration at {path}. Ready ones are in configs/, e.g. "
+            "--config configs/movielens-100k.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    try:
+        return PipelineConfig.parse(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:\n{error}") from error

@@ -1,0 +1,110 @@
+"""Runs a pipeline on this machine, node by node, with SQLite ML Metadata."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+from absl import logging as absl_logging
+from ml_metadata.metadata_store import MetadataStore
+from ml_metadata.proto import metadata_store_pb2
+from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.orchestration.pipeline import RunOptions
+
+from pipeline.config import PipelineConfig
+from pipeline.dag import Workdir, create_pipeline
+from schemas.settings import ConfigError, nearest
+
+NodeProgress = Callable[[str, bool], None]  # node id, False = starts, True = has ended
+
+_CONTEXT_TYPE = "pipeline_run"
+
+
+def run_locally(
+    config: PipelineConfig,
+    workdir: Workdir,
+    from_node: str | None,
+    to_node: str | None,
+    progress: NodeProgress,
+) -> None:
+    """Runs all nodes, or those between two of them; what did not change is taken from the cache.
+
+    Args:
+      config: all settings.
+      workdir: made if necessary.
+      from_node: first node to run; what it reads comes from the run before. None = the first.
+      to_node: last node to run. None = the last.
+      progress: told when a node starts and ends.
+
+    Raises:
+      ConfigError: no node of that name; or what a node raised.
+    """
+    workdir.root.mkdir(parents=True, exist_ok=True)
+    pipeline = create_pipeline(config, workdir)
+    node_ids = [node.id for node in pipeline.components]
+    for node in (from_node, to_node):
+        if node is not None and node not in node_ids:
+            raise ConfigError(
+                f"no node {node!r}.{nearest(node, node_ids)} Nodes: {', '.join(node_ids)}."
+            )
+    options = None
+    if from_node or to_node:
+        options = RunOptions(
+            from_nodes=[from_node] if from_node else None,
+            to_nodes=[to_node] if to_node else None,
+        )
+    handler = _ProgressHandler(progress)
+    logger = absl_logging.get_absl_logger()
+    level = logger.level
+    logger.addHandler(handler)
+    try:
+        logger.setLevel(logging.INFO)
+        LocalDagRunner().run(pipeline, options)
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        _record_config(config, workdir)
+
+
+class _ProgressHandler(logging.Handler):
+    """Turns the runner's log lines into calls: it tells its progress in no other way."""
+
+    _LINE = re.compile(r"Component (\S+) is (running|finished)\.")
+
+    def __init__(self, progress: NodeProgress):
+        super().__init__(logging.INFO)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Reads one log record."""
+        if found := self._LINE.fullmatch(record.getMessage()):
+            self._progress(found[1], found[2] == "finished")
+
+
+def open_store(workdir: Workdir) -> MetadataStore:
+    """The run's ML Metadata."""
+    connection = metadata_store_pb2.ConnectionConfig()
+    connection.sqlite.filename_uri = str(workdir.metadata)
+    return MetadataStore(connection)
+
+
+def latest_run(store: MetadataStore) -> metadata_store_pb2.Context | None:
+    """The context of the newest run, None before the first."""
+    runs = store.get_contexts_by_type(_CONTEXT_TYPE)
+    return max(runs, key=lambda run: run.id, default=None)
+
+
+def _record_config(config: PipelineConfig, workdir: Workdir) -> None:
+    """Notes the configuration on the run's context, where `csmf lineage` finds it.
+
+    Not an execution property: any change of the file would then invalidate the cache of a node.
+    """
+    if not workdir.metadata.exists():
+        return
+    store = open_store(workdir)
+    run = latest_run(store)
+    if run is not None:
+        run.custom_properties["config"].string_value = config.model_dump_json(exclude_defaults=True)
+        run.custom_properties["config_sha256"].string_value = config.sha256()
+        store.put_contexts([run])

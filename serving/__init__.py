@@ -1,0 +1,1 @@
+"""A TensorFlow Serving-compatible server, its version manager and a light client."""

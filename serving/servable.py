@@ -1,0 +1,197 @@
+"""One loaded version of a SavedModel.
+
+Runs through the raw `TF_SessionRun_wrapper` rather than `Session.run`: the latter checks shapes
+and types in Python and raises other errors than TensorFlow Serving, and refuses feeds that it
+accepts. The wrapper is private to TensorFlow, whose version is pinned by this project.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.saved_model import loader_impl
+
+from serving import tensors
+from serving.errors import ServingError, status_of
+from serving.manifest import verify_manifest
+
+_LOG = logging.getLogger(__name__)
+
+_SCANN_OP_PREFIX = "Scann>"
+
+
+class Signature:
+    """A SignatureDef with its feeds and fetches resolved once, so that a call looks up nothing.
+
+    Attributes:
+      name: key in the SavedModel, e.g. "serving_default".
+      feed_names: input alias -> name of the tensor that is fed.
+      feeds, fetches: input and output alias -> handle in the graph.
+      defaults: input alias -> value used when a request leaves the input out.
+    """
+
+    __slots__ = ("defaults", "feed_names", "feeds", "fetches", "name")
+
+    def __init__(self, name: str, definition: Any, graph: tf.Graph) -> None:
+        self.name = name
+        self.feed_names = {
+            alias: definition.inputs[alias].name for alias in sorted(definition.inputs)
+        }
+        self.feeds = {alias: _handle(graph, tensor) for alias, tensor in self.feed_names.items()}
+        self.fetches = {
+            alias: _handle(graph, definition.outputs[alias].name)
+            for alias in sorted(definition.outputs)
+        }
+        self.defaults = {
+            alias: tensors.to_array(definition.defaults[alias])
+            for alias in sorted(definition.defaults)
+        }
+
+
+def _handle(graph: tf.Graph, tensor: str) -> Any:
+    return graph.get_tensor_by_name(tensor)._as_tf_output()
+
+
+class Servable:
+    """A SavedModel in its own graph and session, closed only when no call is running in it."""
+
+    def __init__(
+        self, name: str, version: int, path: str, tags: Sequence[str] = ("serve",)
+    ) -> None:
+        """Loads `path`; use in one process with as many other servables as memory allows.
+
+        Raises:
+          ManifestError: the directory does not match its manifest.
+          ServingError: the graph needs ops that are not installed.
+          tf.errors.OpError, OSError, RuntimeError, ValueError: TensorFlow cannot load it.
+        """
+        started = time.monotonic()
+        self.name = name
+        self.version = version
+        self.path = path
+        self.manifest = verify_manifest(path)
+        saved_model = loader_impl.parse_saved_model(path)
+        if _uses_scann(saved_model):
+            _register_scann_ops(path)
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=self._graph)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._session.close)
+            with self._graph.as_default():
+                meta_graph = loader_impl.SavedModelLoader(path).load(self._session, list(tags))
+            self.signature_defs: Mapping[str, Any] = meta_graph.signature_def
+            self.signatures = {
+                key: Signature(key, definition, self._graph)
+                for key, definition in meta_graph.signature_def.items()
+                if _is_callable(definition)
+            }
+            self._graph.finalize()
+            undo.pop_all()
+        self._handle: Any = self._session._session
+        self._idle = threading.Condition()
+        self._running = 0
+        _LOG.info("%s version %d loaded in %.2f s", name, version, time.monotonic() - started)
+
+    def acquire(self) -> None:
+        """Keeps the session open until the matching `release`."""
+        with self._idle:
+            self._running += 1
+
+    def release(self) -> None:
+        """Ends one `acquire`."""
+        with self._idle:
+            self._running -= 1
+            if not self._running:
+                self._idle.notify_all()
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Number of calls that hold this servable now."""
+        return self._running
+
+    def run(
+        self, feeds: dict[Any, tensors.Array], fetches: list[Any], timeout_ms: int | None
+    ) -> list[tensors.Array]:
+        """Runs the graph.
+
+        Args:
+          feeds: graph handle -> value.
+          fetches: graph handles.
+          timeout_ms: the run is cancelled after this time; None = never.
+
+        Raises:
+          ServingError: TensorFlow's own code and text.
+        """
+        options = None
+        if timeout_ms is not None:
+            proto = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms)
+            options = pywrap_tf_session.TF_NewBufferFromString(proto.SerializeToString())
+        try:
+            return pywrap_tf_session.TF_SessionRun_wrapper(
+                self._handle, options, feeds, fetches, [], None
+            )
+        except tf.errors.OpError as error:
+            raise ServingError(status_of(error), error.message) from error
+        except UnicodeDecodeError as error:
+            # TensorFlow's Python layer fails on an error text that quotes bytes of the request
+            # which are not UTF-8; the status is lost with it, but such bytes are the client's.
+            text = error.object.decode("utf-8", errors="replace")
+            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, text) from error
+        finally:
+            if options is not None:
+                pywrap_tf_session.TF_DeleteBuffer(options)
+
+    def close(self, timeout_seconds: float | None = None) -> bool:
+        """Waits for the calls in flight, then frees the session.
+
+        Returns:
+          False if calls were still running after `timeout_seconds`; nothing is freed then.
+        """
+        with self._idle:
+            if not self._idle.wait_for(lambda: self._running == 0, timeout_seconds):
+                return False
+        self._session.close()
+        # The C++ session and graph die with their last Python reference.
+        self._handle = None
+        del self._session, self._graph
+        self.signatures = {}
+        return True
+
+
+def _is_callable(definition: Any) -> bool:
+    """False for `__saved_model_init_op`, which names an operation, and composite tensors."""
+    infos = [*definition.inputs.values(), *definition.outputs.values()]
+    return bool(infos) and all(":" in info.name for info in infos)
+
+
+def _uses_scann(saved_model: Any) -> bool:
+    return any(op.startswith(_SCANN_OP_PREFIX) for op in _ops(saved_model))
+
+
+def _ops(saved_model: Any) -> Iterable[str]:
+    for meta_graph in saved_model.meta_graphs:
+        for node in meta_graph.graph_def.node:
+            yield node.op
+        for function in meta_graph.graph_def.library.function:
+            for node in function.node_def:
+                yield node.op
+
+
+def _register_scann_ops(path: str) -> None:
+    try:
+        importlib.import_module("scann")
+    except (ImportError, tf.errors.NotFoundError) as error:
+        raise ServingError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"{path} uses ScaNN ops, but the package `scann` cannot be loaded ({error}). Install "
+            "the scann release made for this TensorFlow, or serve the stock flavour of the model.",
+        ) from error

@@ -1,0 +1,149 @@
+"""TensorProto to numpy and back, in the encodings of TensorFlow Serving.
+
+Requests may carry either the typed `*_val` field or `tensor_content`; answers always carry the
+typed field, because that is what clients of TensorFlow Serving read (`float_val`, `string_val`..).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from tensorflow.core.framework import tensor_pb2, types_pb2
+
+Array = npt.NDArray[Any]
+
+# No gRPC message is larger than this, so no honest tensor is either. Without the limit a request
+# of a few bytes (one value, a huge shape) could claim all memory.
+_MAX_TENSOR_BYTES = 2**31 - 1
+
+
+class TensorParseError(ValueError):
+    """A TensorProto is inconsistent: its shape, type and values do not fit together."""
+
+
+class _Encoding(NamedTuple):
+    """How one dtype travels: the field, the field's own type and the type in memory."""
+
+    code: int
+    field: str
+    wire: np.dtype[Any]
+    dtype: np.dtype[Any]
+    bits: bool = False  # the field holds bit patterns or pairs: reinterpret, do not convert
+
+
+def _encoding(code: int, field: str, wire: Any, dtype: Any, bits: bool = False) -> _Encoding:
+    return _Encoding(code, field, np.dtype(wire), np.dtype(dtype), bits)
+
+
+_ENCODINGS = (
+    _encoding(types_pb2.DT_FLOAT, "float_val", np.float32, np.float32),
+    _encoding(types_pb2.DT_DOUBLE, "double_val", np.float64, np.float64),
+    _encoding(types_pb2.DT_INT32, "int_val", np.int32, np.int32),
+    _encoding(types_pb2.DT_INT16, "int_val", np.int32, np.int16),
+    _encoding(types_pb2.DT_INT8, "int_val", np.int32, np.int8),
+    _encoding(types_pb2.DT_UINT16, "int_val", np.int32, np.uint16),
+    _encoding(types_pb2.DT_UINT8, "int_val", np.int32, np.uint8),
+    _encoding(types_pb2.DT_INT64, "int64_val", np.int64, np.int64),
+    _encoding(types_pb2.DT_UINT32, "uint32_val", np.uint32, np.uint32),
+    _encoding(types_pb2.DT_UINT64, "uint64_val", np.uint64, np.uint64),
+    _encoding(types_pb2.DT_BOOL, "bool_val", np.bool_, np.bool_),
+    _encoding(types_pb2.DT_STRING, "string_val", object, object),
+    _encoding(types_pb2.DT_HALF, "half_val", np.uint16, np.float16, bits=True),
+    _encoding(types_pb2.DT_BFLOAT16, "half_val", np.uint16, ml_dtypes.bfloat16, bits=True),
+    _encoding(types_pb2.DT_COMPLEX64, "scomplex_val", np.float32, np.complex64, bits=True),
+    _encoding(types_pb2.DT_COMPLEX128, "dcomplex_val", np.float64, np.complex128, bits=True),
+)
+_BY_CODE = {encoding.code: encoding for encoding in _ENCODINGS}
+_BY_DTYPE = {encoding.dtype: encoding for encoding in _ENCODINGS}
+
+
+def to_array(proto: tensor_pb2.TensorProto) -> Array:
+    """Decodes a tensor of a request.
+
+    If fewer typed values than elements were sent, the last one is repeated (none: zeros). The
+    result may share memory with `tensor_content` and is then read-only.
+
+    Raises:
+      TensorParseError: unknown type or shape, more values than elements, `tensor_content` of the
+        wrong length.
+    """
+    encoding = _BY_CODE.get(proto.dtype)
+    if encoding is None:
+        raise TensorParseError(f"dtype {proto.dtype} cannot be decoded")
+    shape = [dim.size for dim in proto.tensor_shape.dim]
+    if shape and min(shape) < 0:
+        raise TensorParseError(f"shape {shape} has a negative dimension")
+    count = math.prod(shape)
+    if count * encoding.dtype.itemsize > _MAX_TENSOR_BYTES:
+        raise TensorParseError(f"shape {shape} is larger than any message can be")
+    if proto.tensor_content:
+        flat = _from_content(proto.tensor_content, encoding, count)
+    else:
+        flat = _from_values(getattr(proto, encoding.field), encoding, count)
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:
+        # numpy's limit on the number of dimensions
+        raise TensorParseError(str(error)) from error
+
+
+def _from_content(content: bytes, encoding: _Encoding, count: int) -> Array:
+    if encoding.dtype.hasobject:
+        raise TensorParseError("strings are sent in string_val, not in tensor_content")
+    expected = count * encoding.dtype.itemsize
+    if len(content) != expected:
+        raise TensorParseError(f"tensor_content has {len(content)} bytes, expected {expected}")
+    return np.frombuffer(content, dtype=encoding.dtype)
+
+
+def _from_values(values: Any, encoding: _Encoding, count: int) -> Array:
+    sent = len(values)
+    # half_val and int_val are int32 on the wire; narrower types keep the low bits, as in C++.
+    if encoding.field == "half_val":
+        flat: Array = np.fromiter(values, np.int32, sent).astype(np.uint16)
+    else:
+        flat = np.fromiter(values, encoding.wire, sent)
+    if encoding.bits:
+        if flat.nbytes % encoding.dtype.itemsize:
+            raise TensorParseError("complex values are pairs, an odd number was sent")
+        flat = flat.view(encoding.dtype)
+    elif encoding.wire != encoding.dtype:
+        flat = flat.astype(encoding.dtype)
+    missing = count - len(flat)
+    if missing == 0:
+        return flat
+    if missing < 0:
+        raise TensorParseError(f"{len(flat)} values were sent for {count} elements")
+    full = np.empty(count, dtype=encoding.dtype)
+    full[: len(flat)] = flat
+    if len(flat):
+        full[len(flat) :] = flat[-1]
+    else:
+        full[:] = b"" if encoding.dtype.hasobject else 0
+    return full
+
+
+def fill_proto(array: Array, proto: tensor_pb2.TensorProto) -> None:
+    """Encodes `array` into an empty TensorProto, in the typed `*_val` field.
+
+    Strings are object arrays of bytes.
+
+    Raises:
+      TypeError: there is no encoding for the array's dtype.
+    """
+    encoding = _BY_DTYPE.get(array.dtype)
+    if encoding is None:
+        raise TypeError(f"tensors of type {array.dtype} cannot be sent")
+    proto.dtype = encoding.code
+    shape = proto.tensor_shape
+    shape.SetInParent()
+    for size in array.shape:
+        shape.dim.add().size = size
+    flat = array.ravel()
+    if encoding.bits:
+        flat = flat.view(encoding.wire)
+    getattr(proto, encoding.field).extend(flat.tolist())

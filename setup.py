@@ -1,0 +1,63 @@
+from setuptools import find_packages, setup
+
+# Pinned exactly, because these fit together in no other combination that was tried: the compiled
+# parts (TFX, TensorFlow, ScaNN, Arrow, protobuf) share one C++ ABI. `make lock` resolves the rest.
+REQUIREMENTS = [
+    # Declares python<3.11, but every compiled wheel it needs exists for 3.11: uv ignores the upper
+    # bound, plain pip refuses it. Newer ones (1.21) need glibc 2.38, which Debian 12 does not have.
+    "tfx==1.16.0",
+    "tensorflow==2.16.2",  # what tfx 1.16 and scann 1.3.2 are compiled against
+    "tf-keras==2.16.0",  # Keras 2, which TFRS and TFT need; same minor as TensorFlow
+    "tensorflow-recommenders==0.7.7",  # works on Keras 2; newest release
+    "scann==1.3.2",  # its operations are compiled for TensorFlow 2.16 and no other minor
+    "tensorflow-serving-api==2.16.1",  # tfx-bsl 1.16 needs 2.16
+    "apache-beam==2.64.0",  # later releases drop `dill`, which tfx-bsl 1.16 imports
+    # The next five come with TFX. They are pinned here because our code imports them itself.
+    "ml-metadata==1.16.0",
+    "tensorflow-data-validation==1.16.1",
+    "tensorflow-metadata==1.16.1",
+    "tensorflow-transform==1.16.0",
+    "tfx-bsl==1.16.1",
+    "numpy==1.26.4",  # TensorFlow 2.16 and pyarrow 10 are compiled against numpy 1
+    "pyarrow==10.0.1",  # TFT, TFDV and tfx-bsl 1.16 accept only 10.x
+    "protobuf==4.25.9",  # tfx 1.16 and ml-metadata 1.16 need protobuf 4
+    "grpcio==1.65.5",  # Beam 2.64 accepts nothing from 1.66 on
+    "click==8.5.1",  # our terminal output is tested against it
+    "rich==15.0.0",  # same
+    "pydantic==2.14.3",  # the texts of configuration errors are built on its error types
+    "PyYAML==6.0.3",  # configuration files
+    "setuptools>=80,<81",  # 81 drops pkg_resources, which TFX 1.16 and Beam 2.64 import
+]
+
+DEVELOPMENT = [
+    "hypothesis==6.170.15",
+    "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
+    "mypy==2.4.1",  # exact, so that a new release's findings arrive with a change of the lock
+    "ruff==0.17.5",  # same
+    "grpc-stubs==1.53.0.6",
+    "pandas-stubs==3.1.0.261029",
+    "types-PyYAML==6.0.12.20261113",
+    "types-protobuf==7.35.1.20260906",
+    "types-tabulate==0.10.0.20261006",
+]
+
+setup(
+    name="csmf",
+    version="0.1.0",
+    description="Multi-objective recommendation retrieval (CSMF) as a TFX pipeline and a server",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(
+        include=[
+            f"{top}{rest}"
+            for top in ("pipeline", "components", "models", "schemas", "serving", "configs")
+            for rest in ("", ".*")
+        ]
+    ),
+    package_data={"configs": ["*.yaml"], "schemas": ["*.pbtxt"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"dev": DEVELOPMENT},
+    entry_points={"console_scripts": ["csmf=pipeline.cli:main"]},
+)
