@@ -8,9 +8,9 @@ import tensorflow as tf
 def adaptive_margins(upstream: tf.Tensor, upstream_positive: tf.Tensor, gamma: float) -> tf.Tensor:
     """Cross-stage adaptive margins m_ij (CSMF's AML, METHOD 1.5, default form).
 
-    m_ij = gamma * sigmoid((s_up(u, j) - s_up(u, i)) / T_m), T_m = standard deviation of s_up. A pair
-    that upstream orders well gets almost none, a pair it orders wrongly gets up to gamma. Nothing
-    flows back into the upstream scores.
+    m_ij = gamma * sigmoid((s_up(u, j) - s_up(u, i)) / T_m), T_m = standard deviation of s_up. A
+    pair that upstream orders well gets almost none, a pair it orders wrongly gets up to gamma.
+    Nothing flows back into the upstream scores.
 
     Args:
       upstream: [B, C] fused upstream score of every candidate.

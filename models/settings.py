@@ -49,7 +49,7 @@ class NegativeSettings(Settings):
 
 
 class StageSettings(Settings):
-    """How one objective of the cascade is trained. The name comes first, the order is the funnel."""
+    """How one objective of the cascade is trained; the order of the list is the funnel."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     epochs: Positive = 6
@@ -72,7 +72,7 @@ class StageSettings(Settings):
 
     recovery_epochs: Positive = 2
     gamma: Annotated[float, Field(ge=0.0)] = 0.1
-    """AML: largest margin, on the scale of cosine scores. 0 = plain softmax. Unused by the first."""
+    """AML: largest margin, on the scale of cosine scores; 0 = plain softmax. The first has none."""
 
     head: Literal["standalone", "increment"] = "standalone"
     """increment = logits add the frozen upstream scores (METHOD 1.4)."""

@@ -212,7 +212,7 @@ class StageTask(tfrs.Model):
         return {"total_loss": self._loss_mean.result()}
 
     def masked_gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor | None]:
-        """Gradients in the order of `TwoTower.weights`, exactly zero where the stage owns nothing."""
+        """Gradients in the order of `TwoTower.weights`, exactly 0 where the stage owns nothing."""
         weights = [self._towers.weights[name] for name in self._names]
         return [
             None if gradient is None else _masked(gradient, self._masks[name])

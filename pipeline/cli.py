@@ -68,9 +68,12 @@ def run(config_path: Path, workdir: Path, from_node: str | None, to_node: str | 
     from pipeline.config import load_config
 
     config = load_config(config_path)
+    from components.interaction_gen.files import plan_work
     from pipeline import console
 
-    console.say(f"[bold]{config.name}[/]: importing TFX (about half a minute)")
+    plan_work(config.data)  # a missing file or column is told now, not after half a minute
+
+    console.say(f"[bold]{config.name}[/]: starting TFX (about half a minute)")
     from pipeline.dag import Workdir
     from pipeline.local_runner import run_locally
     from pipeline.summary import summarise, write_summary

@@ -6,11 +6,15 @@ import logging
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.local_runner import NodeEvent
+    from pipeline.recommend import Recommendations
 
 _console = Console()
 
@@ -42,13 +46,15 @@ class NodeProgress:
     def __init__(self) -> None:
         self._started = 0.0
 
-    def __call__(self, node: str, ended: bool) -> None:
+    def __call__(self, node: str, event: NodeEvent) -> None:
         """See `pipeline.local_runner.NodeProgress`."""
-        if not ended:
+        if event == "starts":
             self._started = time.monotonic()
             say(f"[bold cyan]{node}[/]")
-        else:
+        elif event == "executed":
             say(f"  [green]done[/] in {time.monotonic() - self._started:.1f} s")
+        else:
+            say("  [dim]unchanged, taken from the cache[/]")
 
 
 def show_summary(summary: dict[str, Any], path: Path) -> None:
@@ -96,8 +102,8 @@ def _show_failed(checks: list[dict[str, Any]]) -> None:
     say(table)
 
 
-def show_recommendations(result: Any) -> None:
-    """Prints `pipeline.recommend.Recommendations`."""
+def show_recommendations(result: Recommendations) -> None:
+    """Prints one column per weighting."""
     table = Table(
         title=f"Recommendations for user {result.user}, {result.model} version {result.version}"
     )

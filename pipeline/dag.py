@@ -60,7 +60,7 @@ class Workdir:
 
 
 def create_pipeline(config: PipelineConfig, workdir: Workdir) -> Pipeline:
-    """Logs -> timelines -> statistics -> validation -> transform -> cascade -> index -> gates -> push.
+    """Logs -> timelines -> validation -> transform -> cascade -> index -> gates -> push.
 
     Args:
       config: all settings.

@@ -25,7 +25,8 @@ _NODE_CONTEXT = "node"
 # Parameters of executions that name what came from outside the pipeline.
 _FINGERPRINT = "fingerprint"  # JSON: path -> SHA-256 of the log, catalogue and user files
 _SCHEMA_FILE = "schema_file"
-_CONFIG_PREFIX = "config"  # config, config_sha256, ...
+_RUN_PROPERTIES = ("config_sha256", "csmf_version", "config")  # of the run that pushed
+_SETTINGS = ("data", "settings", "objectives", "seed")  # parts of the configuration, by node
 
 REPORT_FILES = (
     "summary.json",
@@ -33,11 +34,10 @@ REPORT_FILES = (
     "manifest.json",
     "evaluation.json",
     "report.json",
-    "push.json",
 )
 _HIDDEN_PROPERTIES = ("is_external", "tfx_version", "name", "producer_component", "state")
-_HIDDEN_REPORT_KEYS = ("files", "server_log_tail")
-_MAX_VALUE_CHARACTERS = 80
+_HIDDEN_REPORT_KEYS = ("files", "server_log_tail", "slices")  # too long for a tree
+_MAX_VALUE_CHARACTERS = 120
 _MAX_REPORT_LINES = 16
 
 
@@ -209,6 +209,7 @@ class _Walker:
         from ml_metadata.proto import metadata_store_pb2
 
         self._store = store
+        self._pushed_id = pushed_id
         self._event = metadata_store_pb2.Event
         self._state = metadata_store_pb2.Execution.State
         self._seen_artifacts: set[int] = set()
@@ -235,7 +236,9 @@ class _Walker:
 
     def _ancestors(self, execution: Any, artifact_id: int) -> Iterator[LineageNode]:
         events = self._store.get_events_by_execution_ids([execution.id])
-        yield from _outside(execution)
+        if artifact_id == self._pushed_id:
+            yield from self._run_configs(execution)
+        yield from _outside(execution, self._component(execution))
         inputs = [e for e in events if e.type in (self._event.INPUT, self._event.DECLARED_INPUT)]
         # The model first: its branch is what the reader looks for, the rest refers to it.
         inputs.sort(key=lambda event: (_key(event) != "model", _key(event), event.artifact_id))
@@ -251,6 +254,14 @@ class _Walker:
                 # Only what tells a result: statistics and the like are files to look into.
                 if node.reports:
                     yield node
+
+    def _run_configs(self, execution: Any) -> Iterator[LineageNode]:
+        """The configuration of the run that pushed, as the runner noted it on the run."""
+        for context in self._store.get_contexts_by_execution(execution.id):
+            noted = _properties(context)
+            shown = {key: noted[key] for key in _RUN_PROPERTIES if key in noted}
+            if context.type == _RUN_CONTEXT and shown:
+                yield LineageNode("config", f"run {context.name}", "run", properties=shown)
 
     def _node(
         self,
@@ -341,25 +352,26 @@ def _key(event: Any) -> str:
 # --- what lies outside the database -------------------------------------------------------------
 
 
-def _outside(execution: Any) -> Iterator[LineageNode]:
+def _outside(execution: Any, component: str) -> Iterator[LineageNode]:
     """Nodes of the files and settings that an execution took from outside the pipeline."""
     parameters = _properties(execution)
-    settings = {key: value for key, value in parameters.items() if key.startswith(_CONFIG_PREFIX)}
+    settings = {key: value for key, value in parameters.items() if key in _SETTINGS}
     if settings:
-        yield LineageNode(type="config", name=str(execution.type), properties=settings)
+        yield LineageNode(type="config", name=component, properties=settings)
     try:
         fingerprint = json.loads(str(parameters.get(_FINGERPRINT, "{}")))
     except ValueError:
         fingerprint = {}
     if isinstance(fingerprint, dict):
         for path, digest in fingerprint.items():
-            yield _file(str(path), "log file", {"sha256": str(digest)})
+            yield _file(str(path), "input file", {"sha256": str(digest)})
     if _SCHEMA_FILE in parameters:
         yield _file(str(parameters[_SCHEMA_FILE]), "schema", {})
 
 
 def _file(path: str, role: str, properties: dict[str, str | int | float]) -> LineageNode:
-    gone = "://" not in path and not Path(path).exists()
+    # A relative path is relative to where the run was started, which need not be here.
+    gone = Path(path).is_absolute() and not Path(path).exists()
     return LineageNode("file", path, role, uri=path, properties=properties, gone=gone)
 
 
@@ -419,17 +431,17 @@ def _report_lines(content: Any) -> list[str]:
         scalars = [(k, v) for k, v in shown.items() if isinstance(v, bool | int | float | str)]
         if scalars:
             lines.append(f"{title}{': ' if title else ''}{_pairs(scalars)}")
+        checks = value.get("checks")
+        if isinstance(checks, list):
+            failed = [c.get("name") for c in checks if isinstance(c, dict) and not c.get("passed")]
+            verdict = f"failed: {', '.join(map(str, failed))}" if failed else "all passed"
+            lines.append(f"{len(checks)} checks, {verdict}")
         for key, item in shown.items():
             if isinstance(item, dict):
                 add(f"{title}.{key}" if title else key, item)
 
     if isinstance(content, dict):
         add("", content)
-        checks = content.get("checks")
-        if isinstance(checks, list):
-            failed = [c.get("name") for c in checks if isinstance(c, dict) and not c.get("passed")]
-            verdict = f"failed: {', '.join(map(str, failed))}" if failed else "all passed"
-            lines.append(f"{len(checks)} checks, {verdict}")
     if len(lines) > _MAX_REPORT_LINES:
         more = len(lines) - _MAX_REPORT_LINES
         lines = [*lines[:_MAX_REPORT_LINES], f"... {more} more lines in the file"]
@@ -437,7 +449,7 @@ def _report_lines(content: Any) -> list[str]:
 
 
 def _pairs(items: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{key}={_short(value)}" for key, value in items)
+    return ", ".join(f"{key}={_short(value)}" for key, value in items if value != "")
 
 
 def _short(value: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Literal
 
 from absl import logging as absl_logging
 from ml_metadata.metadata_store import MetadataStore
@@ -16,7 +19,8 @@ from pipeline.config import PipelineConfig
 from pipeline.dag import Workdir, create_pipeline
 from schemas.settings import ConfigError, nearest
 
-NodeProgress = Callable[[str, bool], None]  # node id, False = starts, True = has ended
+NodeEvent = Literal["starts", "executed", "cached"]
+NodeProgress = Callable[[str, NodeEvent], None]  # node id, what happened
 
 _CONTEXT_TYPE = "pipeline_run"
 
@@ -54,32 +58,49 @@ def run_locally(
             from_nodes=[from_node] if from_node else None,
             to_nodes=[to_node] if to_node else None,
         )
-    handler = _ProgressHandler(progress)
+    with _listening(_ProgressHandler(progress)):
+        try:
+            LocalDagRunner().run(pipeline, options)
+        finally:
+            _record_config(config, workdir)
+
+
+@contextlib.contextmanager
+def _listening(handler: logging.Handler) -> Iterator[None]:
     logger = absl_logging.get_absl_logger()
-    level = logger.level
+    verbosity = absl_logging.get_verbosity()
     logger.addHandler(handler)
+    # Not logger.setLevel: TensorFlow resets the level to this verbosity whenever it saves a model.
+    absl_logging.set_verbosity(absl_logging.INFO)
     try:
-        logger.setLevel(logging.INFO)
-        LocalDagRunner().run(pipeline, options)
+        yield
     finally:
-        logger.setLevel(level)
+        absl_logging.set_verbosity(verbosity)
         logger.removeHandler(handler)
-        _record_config(config, workdir)
 
 
 class _ProgressHandler(logging.Handler):
     """Turns the runner's log lines into calls: it tells its progress in no other way."""
 
     _LINE = re.compile(r"Component (\S+) is (running|finished)\.")
+    _NOT_CACHED = "Going to run a new execution"
 
     def __init__(self, progress: NodeProgress):
         super().__init__(logging.INFO)
         self._progress = progress
+        self._executes = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Reads one log record."""
-        if found := self._LINE.fullmatch(record.getMessage()):
-            self._progress(found[1], found[2] == "finished")
+        message = record.getMessage()
+        if message.startswith(self._NOT_CACHED):
+            self._executes = True
+        elif found := self._LINE.fullmatch(message):
+            if found[2] == "running":
+                self._executes = False
+                self._progress(found[1], "starts")
+            else:
+                self._progress(found[1], "executed" if self._executes else "cached")
 
 
 def open_store(workdir: Workdir) -> MetadataStore:
@@ -107,4 +128,5 @@ def _record_config(config: PipelineConfig, workdir: Workdir) -> None:
     if run is not None:
         run.custom_properties["config"].string_value = config.model_dump_json(exclude_defaults=True)
         run.custom_properties["config_sha256"].string_value = config.sha256()
+        run.custom_properties["csmf_version"].string_value = version("csmf")
         store.put_contexts([run])

@@ -41,7 +41,7 @@ class NodeRun:
 
 
 def nodes_of_latest_run(store: MetadataStore) -> dict[str, NodeRun]:
-    """Node id -> its execution in the latest run, in the order of execution; failed ones left out."""
+    """Node id -> its execution in the latest run, in order; failed executions are left out."""
     run = latest_run(store)
     if run is None:
         return {}

@@ -43,7 +43,8 @@ def _explain(cls: type[BaseModel], raw: Any, fault: dict[str, Any]) -> str:
     where = ".".join(location) or "the configuration"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(cls, list(fault["loc"][:-1]))
-        return f"{where}: unknown key.{nearest(location[-1], known)} Known keys: {', '.join(known)}."
+        hint = nearest(location[-1], known)
+        return f"{where}: unknown key.{hint} Known keys: {', '.join(known)}."
     if fault["type"] == "missing":
         return f"{where}: this key is required and was not given."
     text = fault["msg"].removeprefix("Value error, ")

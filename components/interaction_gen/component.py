@@ -62,7 +62,7 @@ class InteractionGen(base_beam_component.BaseBeamComponent):
         """
         super().__init__(
             spec=InteractionGenSpec(
-                data=data.model_dump_json(exclude_none=True),
+                data=data.model_dump_json(),
                 objectives=json.dumps(list(objectives)),
                 seed=seed,
                 fingerprint=json.dumps(dict(fingerprint), sort_keys=True),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import lzma
 import zlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -15,6 +19,11 @@ from components.interaction_gen.readers import check_file, open_parquet
 from schemas.logs import DataError, DataSettings, Table
 
 _HASH_BLOCK_BYTES = 1 << 20
+_DECOMPRESSORS: dict[str, Callable[..., Any]] = {
+    CompressionTypes.GZIP: gzip.open,
+    CompressionTypes.BZIP2: bz2.open,
+    CompressionTypes.LZMA: lzma.open,
+}
 
 
 class Work(NamedTuple):
@@ -68,6 +77,22 @@ def match(path: str, where: str) -> list[str]:
     return files
 
 
+@contextmanager
+def open_input(file: str) -> Iterator[BinaryIO]:
+    """Opens a file of any file system for reading, decompressed by the end of its name."""
+    decompressor = _DECOMPRESSORS.get(CompressionTypes.detect_compression_type(file))
+    if decompressor is None:
+        with FileSystems.open(file) as handle:
+            yield handle
+        return
+    # Beam's own decompression takes a file that breaks off for a complete one.
+    with (
+        FileSystems.open(file, compression_type=CompressionTypes.UNCOMPRESSED) as compressed,
+        decompressor(compressed, "rb") as handle,
+    ):
+        yield handle
+
+
 def plan_work(data: DataSettings) -> list[Work]:
     """Lists the files of all tables and looks at the head of each.
 
@@ -92,10 +117,10 @@ def location(table: str, source: int) -> str:
 def _check(file: str, table: Table, max_line_bytes: int) -> list[int | None]:
     """Looks at the head of a file and returns its parts."""
     try:
-        with FileSystems.open(file) as handle:
+        with open_input(file) as handle:
             check_file(handle, file, table, max_line_bytes)
         if table.format == "parquet":
-            with FileSystems.open(file) as handle:
+            with open_input(file) as handle:
                 return list(range(open_parquet(handle, file).num_row_groups))
     except (BeamIOError, OSError, EOFError, zlib.error) as error:
         raise DataError(

@@ -84,14 +84,20 @@ def build(
     outputs: Outputs,
 ) -> None:
     """Adds the whole ingestion to a Beam pipeline."""
-    log = _read(pipeline, spec.INTERACTIONS, work, steps.ReadInteractions(data, list(objectives)))
-    catalogue = _read(pipeline, spec.CATALOGUE, work, steps.ReadEntities(data))
-    users = _read(pipeline, spec.USERS, work, steps.ReadEntities(data))
-
-    histogram = log[steps.HISTOGRAMS] | "Histogram" >> beam.CombineGlobally(MergeHistograms())
+    tables = (
+        pipeline
+        | "Parts" >> beam.Create(list(enumerate(work)), reshuffle=False)
+        # Spreads the parts over workers as Reshuffle would, whose random keys change their order.
+        | "Spread" >> beam.GroupByKey()
+        | "Read"
+        >> beam.ParDo(steps.ReadTables(data, list(objectives))).with_outputs(
+            *spec.TABLES, steps.HISTOGRAMS, steps.COUNTS, steps.DEAD
+        )
+    )
+    histogram = tables[steps.HISTOGRAMS] | "Histogram" >> beam.CombineGlobally(MergeHistograms())
     cut = histogram | "Cut" >> beam.Map(steps.cut_of, data.split)
     timelines = (
-        {"events": log[steps.MAIN], "users": users[steps.MAIN]}
+        {"events": tables[spec.INTERACTIONS], "users": tables[spec.USERS]}
         | "GroupByUser" >> beam.CoGroupByKey()
         | "Timelines"
         >> beam.ParDo(steps.BuildTimelines(data, seed), AsSingleton(cut)).with_outputs(
@@ -99,7 +105,7 @@ def build(
         )
     )
     items = (
-        {"seen": timelines[steps.SEEN_ITEMS], "catalogue": catalogue[steps.MAIN]}
+        {"seen": timelines[steps.SEEN_ITEMS], "catalogue": tables[spec.CATALOGUE]}
         | "GroupByItem" >> beam.CoGroupByKey()
         | "Catalogue"
         >> beam.ParDo(steps.BuildCatalogue(data)).with_outputs(steps.COUNTS, main=steps.MAIN)
@@ -111,9 +117,7 @@ def build(
     ):
         _write_examples(examples, split, shards, outputs.examples)
 
-    dead = (log[steps.DEAD], catalogue[steps.DEAD], users[steps.DEAD]) | "DeadLetters" >> (
-        beam.Flatten()
-    )
+    dead = tables[steps.DEAD]
     _write_lines(
         dead | "DeadLetterLines" >> beam.Map(steps.dead_letter_line),
         FileSystems.join(outputs.dead_letters, spec.DEAD_LETTERS_FILE),
@@ -126,7 +130,7 @@ def build(
         | "KindFacts" >> beam.Map(steps.dead_letter_fact)
     )
     counts = (
-        tuple(part[steps.COUNTS] for part in (log, catalogue, users, timelines, items))
+        tuple(part[steps.COUNTS] for part in (tables, timelines, items))
         | "AllCounts" >> beam.Flatten()
         | "Counts" >> beam.CombinePerKey(sum)
         | "CountFacts" >> beam.Map(steps.count_fact)
@@ -136,23 +140,6 @@ def build(
         (kinds, counts, time) | "Facts" >> beam.Flatten(),
         FileSystems.join(outputs.summary, _FACTS),
         "WriteFacts",
-    )
-
-
-def _read(
-    pipeline: beam.Pipeline, table: str, work: Sequence[Work], reader: beam.DoFn
-) -> Mapping[str, PCollection]:
-    parts = [(index, part) for index, part in enumerate(work) if part.table == table]
-    return (
-        pipeline
-        | f"Parts[{table}]" >> beam.Create(parts, reshuffle=False)
-        # Spreads the parts over workers as Reshuffle would, whose random keys change their order.
-        | f"Spread[{table}]" >> beam.GroupByKey()
-        | f"Part[{table}]" >> beam.FlatMap(steps.parts_of)
-        | f"Read[{table}]"
-        >> beam.ParDo(reader).with_outputs(
-            steps.HISTOGRAMS, steps.COUNTS, steps.DEAD, main=steps.MAIN
-        )
     )
 
 

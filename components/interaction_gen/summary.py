@@ -278,8 +278,8 @@ def _check_positives(report: IngestionReport, data: DataSettings) -> None:
             if not in_other:
                 raise DataError(f"{faults}, and neither has the other split. {rule}")
             raise DataError(
-                f"{faults}, while the {_other(split)} split has {in_other}."
-                f" {_split_advice(report, data, split)}"
+                f"{faults} (a user reaching it on an item new to the user), while the"
+                f" {_other(split)} split has {in_other}. {_split_advice(report, data, split)}"
             )
 
 

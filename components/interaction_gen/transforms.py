@@ -14,7 +14,6 @@ from dataclasses import asdict
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
 
@@ -23,7 +22,7 @@ from components.interaction_gen import summary as counted
 from components.interaction_gen.catalogue import Entity, Order, entity_parser
 from components.interaction_gen.examples import item_example, timeline_example
 from components.interaction_gen.faults import DeadLetter, Fault, UnusableError, shown
-from components.interaction_gen.files import Work, table_at
+from components.interaction_gen.files import Work, open_input, table_at
 from components.interaction_gen.histogram import Histogram, choose_cut
 from components.interaction_gen.levels import DROP_RULES, event_parser
 from components.interaction_gen.readers import BLANK_LINE, Row, open_rows
@@ -55,121 +54,125 @@ _ITEMS_PER_FLUSH = 200_000
 
 
 class _Books:
-    """Counts and dead letters of the part being read."""
+    """Counts of the part being read."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self.read = 0
         self.counts: Counter[CountKey] = Counter()
-
-    def read(self) -> None:
-        self.counts[(counted.READ, self._work.table, self._work.file)] += 1
 
     def drop(self, rule: str) -> None:
         self.counts[(counted.DROPPED, self._work.table, rule)] += 1
 
-    def refuse(self, row: Row, fault: Fault) -> TaggedOutput:
+    def refuse(self, row: Row, fault: Fault) -> Iterator[TaggedOutput]:
+        if fault.kind == BLANK_LINE:
+            self.drop(BLANK_LINE)
+            return
         work = self._work
-        return TaggedOutput(
-            DEAD,
-            DeadLetter(work.table, work.file, row.line, fault.kind, fault.reason, shown(row.raw)),
+        letter = DeadLetter(
+            work.table, work.file, row.line, fault.kind, fault.reason, shown(row.raw)
         )
+        yield TaggedOutput(DEAD, letter)
 
     def close(self) -> Iterator[TaggedOutput]:
-        for pair in sorted(self.counts.items()):
-            yield TaggedOutput(COUNTS, pair)
+        self.counts[(counted.READ, self._work.table, self._work.file)] = self.read
+        return _tagged(COUNTS, sorted(self.counts.items()))
 
 
-def parts_of(pair: tuple[int, Iterable[Work]]) -> Iterable[Work]:
-    """The parts under a key, without it."""
-    return pair[1]
-
-
-class ReadInteractions(beam.DoFn):
-    """Work -> (user id, [events]), with histograms, counts and dead letters on the side."""
+class ReadTables(beam.DoFn):
+    """(index, [Work]) -> the rows of each table, tagged by table; counts and the like aside."""
 
     def __init__(self, data: DataSettings, objectives: list[str]) -> None:
         self._data = data
         self._objectives = objectives
 
-    def process(self, work: Work) -> Iterator[Any]:
-        """Reads one part of the log."""
-        source = table_at(self._data, work.table, work.source)
-        assert isinstance(source, InteractionSource)
-        timed = self._data.split.kind == "time"
-        books = _Books(work)
-        histogram = Histogram()
-        by_user: dict[bytes, list[UserEvent]] = {}
-        held = 0
-        read = closed = 0
-        with FileSystems.open(work.file) as handle:
-            opened = open_rows(handle, work.file, source, self._data.max_line_bytes, work.row_group)
-            parse = event_parser(source, opened.positions, self._objectives, timed)
-            for row in opened.rows:
-                read += 1
-                fault = row.fault
-                if row.values is not None:
-                    try:
-                        event = parse(row.values)
-                    except UnusableError as error:
-                        fault = error.fault
-                if fault is not None:
-                    if fault.kind == BLANK_LINE:
-                        books.drop(BLANK_LINE)
-                    else:
-                        yield books.refuse(row, fault)
-                    continue
-                if event.level < 0:
-                    books.drop(DROP_RULES[event.level])
-                    continue
-                closed += event.closed
-                if timed:
-                    histogram.add(event.timestamp_ms)
-                by_user.setdefault(event.user_id, []).append(
-                    (event.timestamp_ms, event.item_id, event.level)
-                )
-                held += 1
-                if held >= _EVENTS_PER_FLUSH:
-                    yield from by_user.items()
-                    by_user, held = {}, 0
-        yield from by_user.items()
-        if histogram.counts:
-            yield TaggedOutput(HISTOGRAMS, histogram)
-        books.counts[(counted.READ, work.table, work.file)] += read
-        if closed:
-            books.counts[(counted.CLOSED,)] += closed
-        yield from books.close()
+    def process(self, element: tuple[int, Iterable[Work]]) -> Iterator[TaggedOutput]:
+        """Reads parts from start to end."""
+        for work in element[1]:
+            if work.table == spec.INTERACTIONS:
+                yield from read_log(work, self._data, self._objectives)
+            else:
+                yield from read_entities(work, self._data)
 
 
-class ReadEntities(beam.DoFn):
-    """Work -> (id, (order, Entity)) of the catalogue or of the users table."""
+def read_log(work: Work, data: DataSettings, objectives: list[str]) -> Iterator[TaggedOutput]:
+    """Reads a part of an interaction log.
 
-    def __init__(self, data: DataSettings) -> None:
-        self._data = data
+    Yields:
+      INTERACTIONS: (user id, [events]), a user possibly several times; HISTOGRAMS, COUNTS, DEAD.
+    """
+    source = table_at(data, work.table, work.source)
+    assert isinstance(source, InteractionSource)
+    timed = data.split.kind == "time"
+    books = _Books(work)
+    histogram = Histogram()
+    by_user: dict[bytes, list[UserEvent]] = {}
+    held = closed = 0
+    with open_input(work.file) as handle:
+        opened = open_rows(handle, work.file, source, data.max_line_bytes, work.row_group)
+        parse = event_parser(source, opened.positions, objectives, timed)
+        for row in opened.rows:
+            books.read += 1
+            fault = row.fault
+            if row.values is not None:
+                try:
+                    event = parse(row.values)
+                except UnusableError as error:
+                    fault = error.fault
+            if fault is not None:
+                yield from books.refuse(row, fault)
+                continue
+            if event.level < 0:
+                books.drop(DROP_RULES[event.level])
+                continue
+            closed += event.closed
+            if timed:
+                histogram.add(event.timestamp_ms)
+            by_user.setdefault(event.user_id, []).append(
+                (event.timestamp_ms, event.item_id, event.level)
+            )
+            held += 1
+            if held >= _EVENTS_PER_FLUSH:
+                yield from _tagged(spec.INTERACTIONS, by_user.items())
+                by_user, held = {}, 0
+    yield from _tagged(spec.INTERACTIONS, by_user.items())
+    if histogram.counts:
+        yield TaggedOutput(HISTOGRAMS, histogram)
+    if closed:
+        books.counts[(counted.CLOSED,)] = closed
+    yield from books.close()
 
-    def process(self, work: Work) -> Iterator[Any]:
-        """Reads one part of the table."""
-        table = table_at(self._data, work.table, work.source)
-        assert isinstance(table, CatalogueTable | UserTable)
-        books = _Books(work)
-        with FileSystems.open(work.file) as handle:
-            opened = open_rows(handle, work.file, table, self._data.max_line_bytes, work.row_group)
-            parse = entity_parser(table, opened.positions)
-            for row in opened.rows:
-                books.read()
-                fault = row.fault
-                if row.values is not None:
-                    try:
-                        entity = parse(row.values)
-                    except UnusableError as error:
-                        fault = error.fault
-                if fault is None:
-                    order: Order = (work.file_index, row.line)
-                    yield entity.key, (order, entity)
-                elif fault.kind == BLANK_LINE:
-                    books.drop(BLANK_LINE)
-                else:
-                    yield books.refuse(row, fault)
-        yield from books.close()
+
+def read_entities(work: Work, data: DataSettings) -> Iterator[TaggedOutput]:
+    """Reads a part of the catalogue or of the users table.
+
+    Yields:
+      the table: (id, (order, Entity)); COUNTS, DEAD.
+    """
+    table = table_at(data, work.table, work.source)
+    assert isinstance(table, CatalogueTable | UserTable)
+    books = _Books(work)
+    with open_input(work.file) as handle:
+        opened = open_rows(handle, work.file, table, data.max_line_bytes, work.row_group)
+        parse = entity_parser(table, opened.positions)
+        for row in opened.rows:
+            books.read += 1
+            fault = row.fault
+            if row.values is not None:
+                try:
+                    entity = parse(row.values)
+                except UnusableError as error:
+                    fault = error.fault
+            if fault is not None:
+                yield from books.refuse(row, fault)
+                continue
+            order: Order = (work.file_index, row.line)
+            yield TaggedOutput(work.table, (entity.key, (order, entity)))
+    yield from books.close()
+
+
+def _tagged(tag: str, elements: Iterable[Any]) -> Iterator[TaggedOutput]:
+    return (TaggedOutput(tag, element) for element in elements)
 
 
 def _first(rows: list[tuple[Order, Entity]]) -> Entity | None:

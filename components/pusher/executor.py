@@ -50,12 +50,12 @@ class Executor(base_executor.BaseExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         pushed = artifact_utils.get_single_instance(output_dict[spec.PUSHED_MODEL_KEY])
         refusals = [
-            f"{key} says not blessed; its reasons are in {blessing.uri}"
+            f"{key}: {refusal}"
             for key, file in (
                 (spec.MODEL_BLESSING_KEY, spec.MODEL_BLESSED_FILE),
                 (spec.INFRA_BLESSING_KEY, spec.INFRA_BLESSED_FILE),
             )
-            if not is_blessed(blessing := artifact_utils.get_single_instance(input_dict[key]), file)
+            if (refusal := refused(artifact_utils.get_single_instance(input_dict[key]), file))
         ]
         if refusals:
             reason = "; ".join(refusals)
@@ -91,6 +91,14 @@ def is_blessed(blessing: Artifact, blessed_file: str) -> bool:
     if blessing.has_custom_property(spec.BLESSED_PROPERTY):
         return blessing.get_int_custom_property(spec.BLESSED_PROPERTY) == 1
     return (local_directory(blessing.uri) / blessed_file).exists()
+
+
+def refused(blessing: Artifact, blessed_file: str) -> str:
+    """Returns why a verdict is no, or an empty string."""
+    if is_blessed(blessing, blessed_file):
+        return ""
+    failed = blessing.get_string_custom_property(spec.FAILED_PROPERTY) or "not blessed"
+    return f"{failed} (see {blessing.uri})"
 
 
 def _wait(address: str, model_name: str, version: int, exec_properties: dict[str, Any]) -> None:

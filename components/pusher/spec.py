@@ -20,6 +20,7 @@ DEFAULT_POLL_TIMEOUT_SECONDS = 120.0
 
 # --- custom properties of the blessings (TFX's convention) ----------------------------------
 BLESSED_PROPERTY = "blessed"
+FAILED_PROPERTY = "failed"  # names of the failed checks; ours, and optional
 MODEL_BLESSED_FILE = "BLESSED"
 INFRA_BLESSED_FILE = "INFRA_BLESSED"
 

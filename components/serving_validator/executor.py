@@ -38,7 +38,7 @@ class Executor(base_executor.BaseExecutor):
             - examples: raw timelines; split `eval` is read.
           output_dict:
             - blessing: gets `report.json`, the file INFRA_BLESSED or INFRA_NOT_BLESSED, and the
-              custom property `blessed` (1 or 0).
+              custom properties `blessed` (1 or 0) and `failed` (names of the failed checks).
           exec_properties:
             - objectives: JSON list of the names, in order.
             - sample_size: users to ask for.
@@ -76,6 +76,9 @@ class Executor(base_executor.BaseExecutor):
         verdict = spec.BLESSED_FILE if report.blessed else spec.NOT_BLESSED_FILE
         (directory / verdict).touch()
         blessing.set_int_custom_property(spec.BLESSED_PROPERTY, int(report.blessed))
-        for check in report.checks:
-            if not check.passed:
-                _LOG.warning("Check %s failed: %s", check.name, check.detail)
+        failed = [check for check in report.checks if not check.passed]
+        blessing.set_string_custom_property(
+            spec.FAILED_PROPERTY, "; ".join(check.name for check in failed)
+        )
+        for check in failed:
+            _LOG.warning("Check %s failed: %s", check.name, check.detail)

@@ -20,6 +20,7 @@ DEFAULT_MINIMUM_RECALL = 0.95
 
 # --- the blessing (TFX's convention for InfraBlessing) --------------------------------------
 BLESSED_PROPERTY = "blessed"
+FAILED_PROPERTY = "failed"  # names of the failed checks, "; " between them
 BLESSED_FILE = "INFRA_BLESSED"
 NOT_BLESSED_FILE = "INFRA_NOT_BLESSED"
 REPORT_FILE = "report.json"

@@ -98,10 +98,11 @@ class _Findings:
     def _check(self, name: str) -> Check:
         faults, made = self.faults[name], self.made[name]
         if faults:
-            more = (
-                f" (and {len(faults) - _SHOWN_FAULTS} more)" if len(faults) > _SHOWN_FAULTS else ""
-            )
-            return Check(name, False, "; ".join(faults[:_SHOWN_FAULTS]) + more)
+            # Spread over the questions, so that both flavours are seen if both fail.
+            step = max(1, (len(faults) - 1) // (_SHOWN_FAULTS - 1))
+            shown = faults[::step][:_SHOWN_FAULTS]
+            more = [f"and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
+            return Check(name, False, "; ".join(shown + more))
         if not made:
             return Check(name, False, "not reached, because of the failures above")
         return Check(name, True, f"{spec.CHECKS[name]} (checked {made} times)")

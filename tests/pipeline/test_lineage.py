@@ -211,7 +211,7 @@ def test_walks_from_the_push_to_the_log_files(recorder: Recorder) -> None:
     assert [child.role for child in root.children] == ["model", "infra_blessing", "model_blessing"]
     files = {n.name: n for n in root.walk() if n.type == "file"}
     log = files[str(recorder.root / "ratings.csv")]
-    assert (log.role, log.properties, log.gone) == ("log file", {"sha256": "ab12"}, False)
+    assert (log.role, log.properties, log.gone) == ("input file", {"sha256": "ab12"}, False)
     assert files["/gone/users.csv"].gone
     assert files[str(recorder.root / "timelines.pbtxt")].role == "schema"
     stages = [n for n in root.walk() if n.type == "CascadeStage"]
@@ -221,8 +221,12 @@ def test_walks_from_the_push_to_the_log_files(recorder: Recorder) -> None:
         "Trainer.exposure",
     ]
     assert [n.reports["stage.json"]["loss"] for n in stages] == [2.5, 1.5]
-    configs = [n for n in root.walk() if n.type == "config"]
-    assert configs[0].properties == {"config_sha256": "feed"}
+    configs = {n.name: n.properties for n in root.walk() if n.type == "config"}
+    assert configs == {
+        "Trainer.click": {"config_sha256": "feed"},
+        "Trainer.exposure": {"config_sha256": "feed"},
+        "InteractionGen": {"seed": 7},
+    }
 
 
 def test_metrics_beside_the_blessing_are_found(recorder: Recorder) -> None:
@@ -324,7 +328,7 @@ def test_rendered_tree_holds_what_is_asked_for(recorder: Recorder) -> None:
         "objective=click",
         "evaluation.json: metrics.click: recall@50=0.4321",
         "report.json: 1 checks, all passed",
-        "log file: file",
+        "input file: file",
         "sha256=ab12",
         "shown above, made by InteractionGen",
     ):

@@ -14,6 +14,8 @@ from components.interaction_gen.files import fingerprint_inputs
 from schemas.logs import DataError, DataSettings
 from schemas.settings import ConfigError
 
+pytestmark = pytest.mark.slow  # each test runs a whole Beam pipeline
+
 T0 = 1_600_000_000
 GOOD = "".join(
     f"u{n % 7},i{n},{3 + n % 3},{T0 + n}\n" for n in range(60)
@@ -31,7 +33,12 @@ def section(path: Path, **more: object) -> dict[str, object]:
         },
         **more.pop("source", {}),  # type: ignore[dict-item]  # the default is a dict
     }
-    return {"interactions": [given], "split": {"kind": "leave_out", "eval_share": 0.4}, "shards": 1, **more}
+    return {
+        "interactions": [given],
+        "split": {"kind": "leave_out", "eval_share": 0.4},
+        "shards": 1,
+        **more,
+    }
 
 
 def timed(path: Path, **more: object) -> dict[str, object]:
@@ -273,7 +280,7 @@ def test_a_wrong_delimiter_is_suspected(run, log) -> None:
 
 def test_a_missing_key_of_json_lines_and_a_missing_parquet_column(run, tmp_path) -> None:
     (tmp_path / "log.jsonl").write_text('{"usr": 1, "item": 2, "rating": 3, "time": 4}\n')
-    with pytest.raises(DataError, match="no column 'user'.*Did you mean 'usr'"):
+    with pytest.raises(DataError, match=r"no column 'user'.*Did you mean 'usr'"):
         run(timed(tmp_path / "log.jsonl", source={"format": "jsonl"}))
     pq.write_table(pa.table({"user": ["a"], "item": ["b"]}), tmp_path / "log.parquet")
     with pytest.raises(DataError, match=r"no column 'time'.*columns: user, item\."):
@@ -307,11 +314,14 @@ def test_an_unknown_objective(run, log) -> None:
 
 def test_a_compressed_file_that_breaks_off(run, tmp_path) -> None:
     path = tmp_path / "log.csv.gz"
-    rows = "".join(f"u{n % 97},i{n},{3 + n % 3},{T0 + n}\n" for n in range(60_000))
+    path.write_bytes(gzip.compress((HEADER + GOOD).encode()))
+    assert run(timed(path)).report.tables["interactions"].read == 60
+    path.write_bytes(path.read_bytes()[:-20])  # found when the head is looked at
+    with pytest.raises(DataError, match="ended before the end-of-stream marker"):
+        run(timed(path))
+    rows = "".join(f"u{n % 7},i{n % 50},{3 + n % 3},{T0 + n}\n" for n in range(40_000))
     whole = gzip.compress((HEADER + rows).encode())
-    path.write_bytes(whole)
-    assert run(timed(path)).report.tables["interactions"].read == 60_000
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(whole[: len(whole) * 3 // 4])  # found by Beam
     with pytest.raises(DataError, match="cannot be read to its end"):
         run(timed(path))
 

@@ -13,7 +13,7 @@ from tfx.types.channel import Channel
 from components.pusher import spec
 from components.pusher.availability import NotAvailableError, wait_until_available
 from components.pusher.component import Pusher
-from components.pusher.executor import Executor, is_blessed
+from components.pusher.executor import Executor, is_blessed, refused
 from components.pusher.push import PushError
 
 
@@ -91,6 +91,13 @@ def test_not_blessed_is_a_result_with_a_reason(
     assert [k for k in ("model_blessing", "infra_blessing") if k in reason] == named
     assert not pushed.has_custom_property(spec.PUSHED_VERSION_PROPERTY)
     assert not (tmp_path / "served").exists()
+
+
+def test_reason_names_the_failed_checks(tmp_path: Path) -> None:
+    blessing = artifact(standard_artifacts.ModelBlessing, tmp_path / "b", 0)
+    assert refused(blessing, "BLESSED") == f"not blessed (see {tmp_path / 'b'})"
+    blessing.set_string_custom_property("failed", "recall; ann_recall")
+    assert refused(blessing, "BLESSED").startswith("recall; ann_recall (see ")
 
 
 def test_property_decides_and_the_file_stands_in_for_it(tmp_path: Path) -> None:

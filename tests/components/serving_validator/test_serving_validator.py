@@ -3,6 +3,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +21,13 @@ from components.serving_validator.asking import weightings
 from components.serving_validator.component import ServingValidator
 from components.serving_validator.executor import Executor
 from components.serving_validator.oracle import Oracle, tolerance
+from components.serving_validator.process import (
+    ServerFailedError,
+    ServerProcess,
+    running_server,
+)
 from components.serving_validator.sample import Timeline, sample_timelines
-from components.serving_validator.validate import Report, validate
+from components.serving_validator.validate import Report, _Examination, _Findings, validate
 from schemas import names
 
 N_ITEMS, TOP_K, BLOCKS = 30, 10, (2, 2)
@@ -89,7 +97,7 @@ class TinyRecommender(tf.Module):
         return {names.BLOCKS: blocks, names.BLOCK_SIZES: tf.constant(BLOCKS, tf.int64)}
 
 
-def save(folder: Path, flavour: str, fault: str | None, index_seed: int, model_id: str) -> None:
+def save(folder: Path, flavour: str, fault: str | None, index_seed: int) -> None:
     def matrix(dtype: tf.DType, name: str) -> tf.TensorSpec:
         return tf.TensorSpec([None, None], dtype, name)
 
@@ -135,7 +143,7 @@ def save(folder: Path, flavour: str, fault: str | None, index_seed: int, model_i
         if path.is_file()
     }
     manifest = {
-        "model_id": model_id,
+        "model_id": "m1",
         "objectives": OBJECTIVES,
         "block_sizes": BLOCKS,
         "top_k": TOP_K,
@@ -149,12 +157,12 @@ def save(folder: Path, flavour: str, fault: str | None, index_seed: int, model_i
 
 def build(
     root: Path,
-    fault: str | None = None,
+    scann_fault: str | None = None,
+    stock_fault: str | None = None,
     scann_index_seed: int = 0,
-    stock_id: str = "m1",
 ) -> Path:
-    save(root / "scann", "scann", fault, scann_index_seed, "m1")
-    save(root / "stock", "stock", fault, 0, stock_id)
+    save(root / "scann", "scann", scann_fault, scann_index_seed)
+    save(root / "stock", "stock", stock_fault, 0)
     np.savez(root / "vectors.npz", item_ids=np.asarray(ITEMS), item_vectors=item_vectors())
     return root
 
@@ -292,37 +300,35 @@ def test_good_model_is_blessed_end_to_end(good: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "check", "detail"),
-    [
-        ("nan", "scores", "nan"),
-        ("short", "full_lists", "8 items in 10 places"),
-        ("leak", "exclusions", "came back"),
-    ],
-)
-def test_broken_promises_are_named(tmp_path: Path, fault: str, check: str, detail: str) -> None:
-    report = validate(build(tmp_path, fault), TIMELINES, OBJECTIVES, 120.0)
+def test_nan_and_short_lists_are_named_with_the_flavour(tmp_path: Path) -> None:
+    model = build(tmp_path, scann_fault="nan", stock_fault="short")
+    report = validate(model, TIMELINES, OBJECTIVES, 120.0)
     assert not report.blessed
-    assert detail in failed(report)[check]
-    assert "server" not in failed(report)
+    faults = failed(report)
+    assert faults["scores"].startswith("scann, ")
+    assert "nan" in faults["scores"]
+    assert "stock, user" in faults["full_lists"]
+    assert "8 items in 10 places, expected 10 in 10" in faults["full_lists"]
+    assert {"exactness", "scores", "full_lists"} <= set(faults)
+    assert "server" not in faults
 
 
 @pytest.mark.slow
-def test_wrong_vector_fails_exactness(copy: Path) -> None:
+def test_leaks_wrong_vectors_and_another_index_are_named(tmp_path: Path) -> None:
+    """The scann flavour searches other vectors and does not exclude; the oracle has one wrong."""
+    model = build(tmp_path, scann_fault="leak", scann_index_seed=9)
     vectors = item_vectors()
     vectors[11] += 3.0
-    np.savez(copy / "vectors.npz", item_ids=np.asarray(ITEMS), item_vectors=vectors)
-    report = validate(copy, TIMELINES, OBJECTIVES, 120.0)
-    assert "exactness" in failed(report)
-    assert "server" not in failed(report)
-
-
-@pytest.mark.slow
-def test_scann_index_of_other_vectors_fails_only_the_recall(tmp_path: Path) -> None:
-    report = validate(build(tmp_path, scann_index_seed=9), TIMELINES, OBJECTIVES, 120.0)
-    assert set(failed(report)) == {"ann_recall"}
+    np.savez(model / "vectors.npz", item_ids=np.asarray(ITEMS), item_vectors=vectors)
+    report = validate(model, TIMELINES, OBJECTIVES, 120.0)
+    faults = failed(report)
+    assert "came back" in faults["exclusions"]
+    assert "stock, user" in faults["exactness"]
+    assert "scann" not in faults["exactness"]
+    assert "mean recall" in faults["ann_recall"]
     assert report.ann_recall is not None
     assert report.ann_recall < 0.95
+    assert "server" not in faults
 
 
 @pytest.mark.slow
@@ -331,6 +337,40 @@ def test_damaged_graph_ends_in_a_result_with_the_log(copy: Path) -> None:
     report = validate(copy, TIMELINES, OBJECTIVES, 120.0)
     assert "exit code" in failed(report)["server"]
     assert "saved_model.pb" in (report.server_log_tail or "")
+
+
+def test_server_that_dies_meanwhile_stops_the_questions() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    process.wait(30)
+    server = ServerProcess(process, "127.0.0.1:1")
+    oracle = Oracle(ITEMS, item_vectors())
+    examination = _Examination(
+        server, oracle, TOP_K, OBJECTIVES, time.monotonic() + 30, _Findings()
+    )
+    with pytest.raises(ServerFailedError, match="exit code 3"):
+        examination.run(TIMELINES)
+
+
+def test_server_process_is_gone_after_an_error_in_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server waiting for a version that never comes must be stopped all the same."""
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    (tmp_path / "empty").mkdir()
+    log = tmp_path / "server.log"
+    with (
+        pytest.raises(ServerFailedError, match="not ready within"),
+        running_server({"m": tmp_path / "empty"}, log, timeout_seconds=0.3),
+    ):
+        pass
+    assert [process.poll() is not None for process in started] == [True]
 
 
 @pytest.mark.slow

@@ -1,0 +1,248 @@
+"""What the tests of the method share: fresh processes and a world whose right answers are known."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.settings import NegativeSettings, StageSettings, TowerSettings
+from models.stages import StageReport, TrainingData, train_stage
+from models.timelines import Timelines
+from models.towers import TowerSpec, TwoTower, UserInputs
+from schemas import names
+
+OBJECTIVES = ("exposure", "click", "conversion")
+CLUSTERS, PER_CLUSTER, USERS = 4, 12, 48
+N_ITEMS = CLUSTERS * PER_CLUSTER
+
+RunPython = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def run_python(pytestconfig: pytest.Config) -> RunPython:
+    """run_python(code, *arguments): what a fresh interpreter prints."""
+
+    def run(code: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=pytestconfig.rootpath,
+            env=dict(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+@dataclass
+class Cascade:
+    """A trained cascade, and what the towers looked like after each stage."""
+
+    towers: TwoTower
+    data: TrainingData
+    settings: list[StageSettings]
+    negatives: NegativeSettings
+    reports: list[StageReport] = field(default_factory=list)
+    weights: list[dict[str, np.ndarray]] = field(default_factory=list)
+    owners: list[dict[str, np.ndarray]] = field(default_factory=list)
+    blocks: list[dict[tuple[str, int], np.ndarray]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ClusterWorld:
+    """A checkerboard: users see only items of their own cluster, and the funnel is a rule.
+
+    Item i lies in cluster i // 12. In each cluster every second item is clicked by all who see
+    it, and every fourth is bought. So the right answer for a user of cluster c is known for
+    every objective.
+    """
+
+    def items_at(self, cluster: int, level: int) -> set[int]:
+        """Items of the cluster that reach the level."""
+        step = 2**level
+        return {cluster * PER_CLUSTER + i for i in range(0, PER_CLUSTER, step)}
+
+    def level_of(self, item: int) -> int:
+        """Highest level that an item reaches."""
+        return max(k for k in range(3) if (item % PER_CLUSTER) % 2**k == 0)
+
+    def timelines(self, timed: bool = True, seed: int = 0) -> Timelines:
+        """Every user sees ten of the twelve items of the cluster in an order of their own."""
+        rng = np.random.default_rng(seed)
+        seen = 10
+        items = np.concatenate(
+            [
+                (user % CLUSTERS) * PER_CLUSTER + rng.permutation(PER_CLUSTER)[:seen]
+                for user in range(USERS)
+            ]
+        ).astype(np.int32)
+        levels = np.array([self.level_of(item) for item in items], np.int32)
+        times = np.tile(np.arange(seen, dtype=np.int64), USERS)
+        targets = levels.copy()
+        # The start of every timeline is context, as in a chunk that continues another one.
+        targets[times == 0] = names.CONTEXT
+        return Timelines(
+            user_ids=np.arange(USERS, dtype=np.int32),
+            offsets=np.arange(0, USERS * seen + 1, seen, dtype=np.int64),
+            items=items,
+            levels=levels,
+            times=times if timed else np.zeros_like(times),
+            targets=targets,
+            features={"shoe": np.arange(USERS, dtype=np.int32)[:, None] % 5},
+        )
+
+    def data(self, timed: bool = True) -> TrainingData:
+        """Training data with a feature of users and of items that tell nothing."""
+        return TrainingData(
+            timelines=self.timelines(timed),
+            ordered=timed,
+            item_features={"colour": np.arange(N_ITEMS, dtype=np.int32)[:, None] % 3},
+        )
+
+    def towers(self, seed: int = 1, hidden: tuple[int, ...] = ()) -> TwoTower:
+        """An untrained network of a fitting size."""
+        return TwoTower(
+            TowerSpec(
+                towers=TowerSettings(
+                    dimension=24,
+                    item_embedding=24,
+                    user_embedding=6,
+                    feature_embedding=6,
+                    hidden=hidden,
+                    history_length=10,
+                    minimum_block=2,
+                ),
+                n_objectives=3,
+                n_items=N_ITEMS,
+                n_users=USERS,
+                user_features={"shoe": 5},
+                item_features={"colour": 3},
+            ),
+            seed,
+        )
+
+    def stages(self, **changes: object) -> list[StageSettings]:
+        """Settings under which each objective is learned in a few seconds."""
+        common = {
+            "epochs": 12,
+            "learning_rate": 0.02,
+            "batch_size": 64,
+            "tau": 0.6,
+            "recovery_epochs": 3,
+            "user_id_dropout": 0.7,
+        }
+        return [StageSettings(**({"name": name} | common | changes)) for name in OBJECTIVES]
+
+    def users(self) -> tuple[UserInputs, list[int]]:
+        """New users who have seen three items of their cluster, and the users' clusters."""
+        clusters = [cluster for cluster in range(CLUSTERS) for _ in range(5)]
+        rng = np.random.default_rng(11)
+        items = np.stack(
+            [cluster * PER_CLUSTER + rng.permutation(PER_CLUSTER)[:3] for cluster in clusters]
+        ).astype(np.int32)
+        levels = np.vectorize(self.level_of)(items).astype(np.int32)
+        return (
+            UserInputs(
+                history_items=tf.constant(items),
+                history_levels=tf.constant(levels),
+                user_ids=tf.fill([len(items)], USERS),
+                features={"shoe": tf.fill([len(items), 1], -1)},
+            ),
+            clusters,
+        )
+
+    def outputs(self, towers: TwoTower, data: TrainingData) -> dict[str, tf.Tensor]:
+        """Raw outputs of both towers: all items, and the new users."""
+        features = {name: tf.constant(ids) for name, ids in data.item_features.items()}
+        return {
+            "users": towers.users(self.users()[0]),
+            "items": towers.items(tf.range(N_ITEMS), features),
+        }
+
+    def recall(self, towers: TwoTower, data: TrainingData, level: int, upto: bool) -> float:
+        """Share of the right answers at the top of new users' lists, seen items left out.
+
+        Args:
+          towers: trained.
+          data: its item features are read.
+          level: the objective whose right answers are wanted.
+          upto: rank by the sum of the blocks up to `level` instead of by its own block.
+        """
+        outputs = self.outputs(towers, data)
+        users, clusters = self.users()
+        scores = sum(
+            towers.block(outputs["users"], k).numpy() @ towers.block(outputs["items"], k).numpy().T
+            for k in (range(level + 1) if upto else [level])
+        )
+        shares = []
+        for row, cluster, seen in zip(scores, clusters, users.history_items.numpy(), strict=True):
+            wanted = self.items_at(cluster, level) - set(seen.tolist())
+            if wanted:
+                row[seen] = -np.inf
+                found = set(np.argsort(-row)[: len(wanted)].tolist())
+                shares.append(len(found & wanted) / len(wanted))
+        return float(np.mean(shares))
+
+    def train(
+        self,
+        seed: int = 1,
+        negatives: NegativeSettings | None = None,
+        timed: bool = True,
+        hidden: tuple[int, ...] = (),
+        n_stages: int = 3,
+        **changes: object,
+    ) -> Cascade:
+        """Trains the cascade stage by stage and looks at it in between."""
+        cascade = Cascade(
+            self.towers(seed, hidden),
+            self.data(timed),
+            self.stages(**changes),
+            negatives or NegativeSettings(),
+        )
+        for stage in range(n_stages):
+            cascade.reports.append(
+                train_stage(
+                    cascade.towers,
+                    cascade.data,
+                    stage,
+                    cascade.settings[stage],
+                    cascade.negatives,
+                    seed,
+                    cascade.told.append,
+                )
+            )
+            towers = cascade.towers
+            cascade.weights.append({n: w.numpy().copy() for n, w in towers.weights.items()})
+            cascade.owners.append({n: o.copy() for n, o in towers.owners.items()})
+            outputs = self.outputs(towers, cascade.data)
+            cascade.blocks.append(
+                {
+                    (side, k): towers.block(value, k).numpy()
+                    for side, value in outputs.items()
+                    for k in range(3)
+                }
+            )
+        return cascade
+
+
+@pytest.fixture(scope="session")
+def world() -> ClusterWorld:
+    return ClusterWorld()
+
+
+@pytest.fixture(scope="session")
+def cascade(world: ClusterWorld) -> Cascade:
+    """Three stages with the default kind of negatives (exact) and standalone heads. Read only."""
+    return world.train()
