@@ -24,9 +24,8 @@ help:  ## Show the targets
 run: $(STAMP)  ## Fetch MovieLens-100K, train, push, and recommend under three weightings
 	$(BIN)/csmf datasets fetch movielens-100k
 	$(BIN)/csmf run --config $(CONFIG) --workdir $(WORKDIR)
-	$(BIN)/csmf recommend --workdir $(WORKDIR) --user $(RUN_USER) -n 10 --weights exposure=1,click=0,conversion=0
-	$(BIN)/csmf recommend --workdir $(WORKDIR) --user $(RUN_USER) -n 10 --weights exposure=0,click=1,conversion=0
-	$(BIN)/csmf recommend --workdir $(WORKDIR) --user $(RUN_USER) -n 10 --weights exposure=0,click=1,conversion=2
+	$(BIN)/csmf recommend --workdir $(WORKDIR) --user $(RUN_USER) -n 10 \
+	  --weights exposure=1 --weights click=1 --weights exposure=0,click=1,conversion=2
 
 .PHONY: test
 test:  ## All tests: the fast ones first, then the slow ones

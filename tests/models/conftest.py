@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from models.settings import NegativeSettings, StageSettings, TowerSettings
-from models.stages import StageReport, TrainingData, train_stage
+from models.stages import StageReport, StageTask, TrainingData, train_stage
 from models.timelines import Timelines
 from models.towers import TowerSpec, TwoTower, UserInputs
 from schemas import names
@@ -45,6 +46,15 @@ def run_python(pytestconfig: pytest.Config) -> RunPython:
     return run
 
 
+@dataclass(frozen=True)
+class CompiledOptimiser:
+    """The optimiser of one phase, and the norms of its variables when it was compiled."""
+
+    stage: int
+    optimiser: Any
+    norms: list[float]
+
+
 @dataclass
 class Cascade:
     """A trained cascade, and what the towers looked like after each stage."""
@@ -58,6 +68,8 @@ class Cascade:
     owners: list[dict[str, np.ndarray]] = field(default_factory=list)
     blocks: list[dict[tuple[str, int], np.ndarray]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    released: list[dict[str, np.ndarray]] = field(default_factory=list)
+    optimisers: list[CompiledOptimiser] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -244,5 +256,27 @@ def world() -> ClusterWorld:
 
 @pytest.fixture(scope="session")
 def cascade(world: ClusterWorld) -> Cascade:
-    """Three stages with the default kind of negatives (exact) and standalone heads. Read only."""
-    return world.train()
+    """Three stages with the default kind of negatives (exact) and standalone heads. Read only.
+
+    Also notes the weights after each release and the optimiser of each phase.
+    """
+    released: list[dict[str, np.ndarray]] = []
+    optimisers: list[CompiledOptimiser] = []
+    release, compile_task = TwoTower.release, StageTask.compile
+
+    def noting_release(towers: TwoTower, *args: Any) -> None:
+        release(towers, *args)
+        released.append({name: weight.numpy().copy() for name, weight in towers.weights.items()})
+
+    def noting_compile(task: StageTask, optimizer: Any, **kwargs: Any) -> None:
+        compile_task(task, optimizer=optimizer, **kwargs)
+        state = [v for v in optimizer.variables if "learning_rate" not in v.name]
+        norms = [float(tf.norm(tf.cast(v, tf.float32))) for v in state]
+        optimisers.append(CompiledOptimiser(task._stage, optimizer, norms))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TwoTower, "release", noting_release)
+        patch.setattr(StageTask, "compile", noting_compile)
+        trained = world.train()
+    trained.released, trained.optimisers = released, optimisers
+    return trained

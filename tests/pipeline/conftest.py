@@ -33,7 +33,7 @@ BAD_ROWS = {
     "no_item_id": b"u001,,view,1700000300\n",
     "bad_timestamp": b"u002,i003,view,yesterday\n",
     "unknown_event": b"u003,i004,wishlist,1700000300\n",
-    "bad_row": b"u004,i005,view\n",
+    "column_count": b"u004,i005,view\n",
     "undecodable": b"u005,i0\xff\xfe6,view,1700000300\n",
 }
 N_DUPLICATES = 7
@@ -72,7 +72,7 @@ class Shop:
                 }
             },
             "data": self.data(),
-            "evaluation": {"ann_queries": 200, "minimum_lift": 1.3},
+            "evaluation": {"ann_queries": 200, "minimum_lift": 1.3, "max_drop": 0.3},
             "serving": {"sample_size": 5},
         } | sections
 
@@ -191,7 +191,7 @@ class Csmf:
     def start(self, *arguments: str | Path, cwd: Path | None = None) -> Running:
         """Starts `csmf ARGUMENTS`."""
         # Wide, so that rich does not wrap what the tests look for.
-        environment = os.environ | {"COLUMNS": "200", "PYTHONWARNINGS": "ignore"} | self.env
+        environment = os.environ | {"COLUMNS": "400", "PYTHONWARNINGS": "ignore"} | self.env
         for name in ("TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL"):
             environment.pop(name, None)  # set by tests/conftest.py; users have no such thing
         script = Path(sys.executable).with_name("csmf")
