@@ -54,7 +54,7 @@ def main(verbose: bool) -> None:
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="YAML configuration, e.g. configs/movielens-100k.yaml.",
+    help="YAML configuration, or the name of a ready one, e.g. movielens-100k.",
 )
 @_WORKDIR
 @click.option("--from-node", help="First node to run; earlier ones come from the run before.")

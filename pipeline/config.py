@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 from pathlib import Path
 from typing import Annotated
 
@@ -100,18 +101,24 @@ class PipelineConfig(Settings):
 
 
 def load_config(path: Path) -> PipelineConfig:
-    """Reads a configuration file.
+    """Reads a configuration file, or the ready one of that name if there is no such file.
 
     Raises:
       ConfigError: the file is missing, is no YAML, or holds something that is not understood.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    ready = {
+        file.name.removesuffix(".yaml"): file
+        for file in importlib.resources.files("configs").iterdir()
+        if file.name.endswith(".yaml")
+    }
+    source = path if path.exists() else ready.get(str(path))
+    if source is None:
         raise ConfigError(
-            f"no configuration at {path}. Ready ones are in configs/, e.g. "
-            "--config configs/movielens-100k.yaml"
-        ) from None
+            f"no configuration at {path}.{nearest(path.stem, list(ready))} Ready ones, to be given "
+            f"by name: {', '.join(sorted(ready))}."
+        )
+    try:
+        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(raw, dict):

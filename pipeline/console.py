@@ -33,7 +33,7 @@ def set_up_logging(verbose: bool) -> None:
     ours = logging.getLogger("csmf")
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    handler = RichHandler(console=_console, show_path=False, show_level=False, markup=False)
+    handler = RichHandler(console=_console, show_time=False, show_path=False, show_level=False)
     handler.setFormatter(logging.Formatter("  %(message)s"))
     ours.handlers = [handler]
     if not verbose:
@@ -59,6 +59,12 @@ class NodeProgress:
 
 def show_summary(summary: dict[str, Any], path: Path) -> None:
     """Prints the result of a run, and a table of what failed if anything did."""
+    if rows := summary["rows"]:
+        dropped = ", ".join(f"{n:,} {rule}" for rule, n in sorted(rows["dropped"].items()))
+        say(
+            f"Interactions: {rows['read']:,} rows read, {rows['used']:,} used, "
+            f"{rows['dead_letters']:,} dead letters, dropped: {dropped or 'none'}."
+        )
     if summary["metrics"]:
         _show_metrics(summary)
     if summary["anomalies"]:
