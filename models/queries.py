@@ -10,6 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from models.preprocessing import CATEGORICAL
+from models.recommender import PADDING
 from schemas import names
 
 Lists = npt.NDArray[np.object_]  # [Q, N] item ids, b"" where a list ends early
@@ -113,19 +114,14 @@ class Model:
         }
         for name, kind in self._feature_kinds.items():
             dtype = tf.string if kind == CATEGORICAL else tf.float32
-            if dtype == tf.float32 and not all(query.features[name] for query in batch):
-                # A missing number cannot be padded inside a batch: none is sent, all are unknown.
-                request[names.user_feature(name)] = tf.zeros([1, 0], dtype)
-            else:
-                values = [query.features[name] for query in batch]
-                request[names.user_feature(name)] = _rows(values, dtype)
+            values = [query.features[name] for query in batch]
+            request[names.user_feature(name)] = _rows(values, dtype)
         return request
 
 
 def _rows(lists: list[tuple], dtype: tf.DType) -> tf.Tensor:
     width = max((len(row) for row in lists), default=0)
-    empty = "" if dtype == tf.string else 0
-    padded = [list(row) + [empty] * (width - len(row)) for row in lists]
+    padded = [list(row) + [PADDING[dtype]] * (width - len(row)) for row in lists]
     return tf.reshape(tf.constant(padded, dtype), [len(lists), width])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,10 @@ from models.preprocessing import CATEGORICAL
 from models.timelines import Ints, Timelines
 from models.towers import TwoTower, UserInputs
 from schemas import names
+
+# What fills up the rows of a request. An empty text and NaN mean "unknown"; levels are only read
+# where there is an item.
+PADDING: dict[tf.DType, str | float | int] = {tf.string: "", tf.float32: math.nan, tf.int64: 0}
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,9 @@ class Recommender(tf.Module):
         parsed = tf.io.parse_example(request[names.EXAMPLES], spec)
         return self.recommend(
             {
-                key: value.to_tensor() if isinstance(value, tf.RaggedTensor) else value
+                key: value.to_tensor(PADDING[value.dtype])
+                if isinstance(value, tf.RaggedTensor)
+                else value
                 for key, value in parsed.items()
             }
         )
@@ -361,8 +368,8 @@ def _as_wide(levels: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
 
 
 def _sparse(values: tf.Tensor) -> tf.SparseTensor:
-    """All entries of [B, F] but empty strings."""
-    present = values != "" if values.dtype == tf.string else tf.ones_like(values, tf.bool)
+    """All entries of [B, F] but those that say "unknown"."""
+    present = values != "" if values.dtype == tf.string else ~tf.math.is_nan(values)
     return tf.SparseTensor(
         tf.where(present), tf.boolean_mask(values, present), tf.shape(values, tf.int64)
     )

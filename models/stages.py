@@ -97,9 +97,9 @@ def train_stage(
 
     run("train", positives, settings.epochs)
     if stage < towers.spec.n_objectives - 1:
-        towers.release(stage, settings.tau, seed + stage)
+        towers.release(stage, settings.tau, seed)
         if settings.recovery_share > 0:
-            subset = np.random.default_rng(seed + stage).choice(
+            subset = np.random.default_rng([seed, stage]).choice(
                 positives, max(1, round(settings.recovery_share * len(positives))), replace=False
             )
             run("recover", subset, settings.recovery_epochs)

@@ -248,7 +248,8 @@ class TwoTower(tf.Module):
             for name, owners in self.owners.items()
         }
         self._check_room(stage, tau)
-        rng = np.random.default_rng(seed)
+        # The stage goes in, too: the seed alone would draw anew what __init__ drew.
+        rng = np.random.default_rng([seed, stage + 1])
         for layer in self._layers:
             weight = self.weights[layer.weight]
             fresh = _initial(rng, tuple(weight.shape), is_table=not layer.inputs)
