@@ -31,15 +31,14 @@ REQUIREMENTS = [
 
 DEVELOPMENT = [
     "hypothesis==6.170.15",
+    "psutil==7.2.2",  # memory of process trees
     "pytest==9.2.0",
     "pytest-xdist==3.8.0",
     "mypy==2.4.1",  # exact, so that a new release's findings arrive with a change of the lock
     "ruff==0.17.5",  # same
     "grpc-stubs==1.53.0.6",
-    "pandas-stubs==3.1.0.261029",
     "types-PyYAML==6.0.12.20261113",
     "types-protobuf==7.35.1.20260906",
-    "types-tabulate==0.10.0.20261006",
 ]
 
 setup(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.saved_model import fingerprinting_utils
 
 from models.catalogue import Catalogue
 from models.index import ScannSearcher
@@ -69,7 +70,10 @@ def export(
         "top_k": settings.top_k,
         "n_items": len(vectors),
         "n_users": len(profiles.offsets) - 2,
-        "tower_sha256": _sha256(*(w.numpy().tobytes() for w in towers.weights.values())),
+        "tower_sha256": _sha256(
+            *(weight.numpy().tobytes() for weight in towers.weights.values()),
+            *(owners.tobytes() for owners in towers.owners.values()),
+        ),
         "vocabulary_sha256": _sha256(*catalogue.item_ids.tolist()),
     }
     manifest["model_id"] = _sha256(
@@ -141,6 +145,7 @@ def _write_defaults(path: Path, defaults: dict[str, npt.NDArray]) -> None:
                     tf.make_tensor_proto(value, dtype=signature.inputs[key].dtype)
                 )
     path.write_bytes(saved_model.SerializeToString())
+    fingerprinting_utils.write_fingerprint(str(path.parent))  # it holds a checksum of the graph
 
 
 def _sha256(*parts: bytes) -> str:

@@ -14,6 +14,7 @@ from models.settings import IndexSettings
 _BRUTE_FORCE_BELOW = 20_000
 _HASHED_BELOW = 100_000
 _TREE_TRAINING_SAMPLE = 250_000
+_TOO_FEW_TO_TRAIN = 100  # ScaNN fails to train a tree or codes on a handful of vectors
 
 
 class Searcher(Protocol):
@@ -27,8 +28,8 @@ class Searcher(Protocol):
           k: int scalar, at most the number of items.
 
         Returns:
-          (scores, rows): float [B, k] and int32 [B, k]. Places that could not be filled have a
-          score of -inf.
+          (scores, rows): float [B, k'] and int32 [B, k'], k' <= k: an approximate searcher may find
+          fewer. Places that could not be filled have a score of -inf.
         """
 
 
@@ -90,6 +91,8 @@ class ScannSearcher(tf.Module):
 
 
 def _kind(n_items: int, settings: IndexSettings) -> str:
+    if n_items < _TOO_FEW_TO_TRAIN:
+        return "brute_force"
     if settings.kind != "auto":
         return settings.kind
     if n_items < _BRUTE_FORCE_BELOW:

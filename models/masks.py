@@ -45,7 +45,8 @@ def freed_slots(importance: npt.NDArray[np.float64], tau: float) -> Mask:
     cumulative = np.cumsum(importance[order], dtype=np.float64)
     freed = np.zeros(len(importance), dtype=bool)
     if len(importance):
-        freed[order] = cumulative <= tau * cumulative[-1]
+        # Where nothing has any importance there is no order to prune by: all stay.
+        freed[order] = (cumulative <= tau * cumulative[-1]) & (cumulative[-1] > 0)
     return freed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ def build_queries(records: Iterable[bytes], feature_kinds: dict[str, str]) -> li
     Returns:
       Queries sorted by user and time, whatever the order of the records.
     """
-    keyed = []
+    queries: dict[tuple[bytes, int], Query] = {}
     for record in records:
         features = tf.train.Example.FromString(record).features.feature
         user = features[names.USER_ID].bytes_list.value[0]
@@ -69,9 +70,25 @@ def build_queries(records: Iterable[bytes], feature_kinds: dict[str, str]) -> li
                 target_levels=tuple(int(targets[i]) for i in now),
                 features=profile,
             )
-            keyed.append(((user, int(time)), query))
-    keyed.sort(key=lambda pair: pair[0])
-    return [query for _, query in keyed]
+            key = (user, int(time))
+            queries[key] = _merged(queries[key], query) if key in queries else query
+    return [queries[key] for key in sorted(queries)]
+
+
+def _merged(one: Query, other: Query) -> Query:
+    """A moment that a chunk's border cuts in two; the longer history holds the shorter one."""
+    longest = max(one, other, key=lambda query: len(query.history))
+    pairs = sorted(
+        {
+            *zip(one.targets, one.target_levels, strict=True),
+            *zip(other.targets, other.target_levels, strict=True),
+        }
+    )
+    return dataclasses.replace(
+        longest,
+        targets=tuple(item for item, _ in pairs),
+        target_levels=tuple(level for _, level in pairs),
+    )
 
 
 def _values(feature: tf.train.Feature, kind: str) -> list:

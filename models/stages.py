@@ -79,7 +79,8 @@ def train_stage(
       progress: called with a line of text after every epoch.
 
     Raises:
-      ValueError: no positive at this level, or too little room for a stage (`TwoTower.release`).
+      ValueError: no positive at this level, training diverged, or too little room for a stage
+        (`TwoTower.release`).
       FrozenWeightsMovedError: the bit-exact guarantee of METHOD 1.3 does not hold.
     """
     positives = data.timelines.positives(stage)
@@ -104,6 +105,7 @@ def train_stage(
             )
             run("recover", subset, settings.recovery_epochs)
 
+    towers.check_finite()
     if frozen_sha256(towers, stage) != frozen:
         raise FrozenWeightsMovedError(f"weights owned by stages before {settings.name!r} changed")
     report.upstream_sha256 = frozen

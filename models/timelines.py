@@ -6,7 +6,7 @@ the graph, batch by batch. That is 21 bytes an event: 100 million events take 2 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,7 @@ class Timelines:
 
 
 def read_timelines(
-    records: Iterable[bytes], n_items: int, n_users: int, user_features: Iterable[str]
+    records: Iterable[bytes], n_items: int, n_users: int, user_features: Sequence[str]
 ) -> Timelines:
     """Reads transformed timeline examples into memory, in an order that the files do not decide.
 

@@ -47,8 +47,8 @@ class TowerSpec:
     item_features: dict[str, int]
 
     def to_json(self) -> str:
-        """Inverse of `from_json`."""
-        return json.dumps(asdict(self) | {"towers": self.towers.model_dump()}, sort_keys=True)
+        """Inverse of `from_json`. Features keep their order: it is that of the kernels' rows."""
+        return json.dumps(asdict(self) | {"towers": self.towers.model_dump()})
 
     @classmethod
     def from_json(cls, text: str) -> TowerSpec:
@@ -133,7 +133,7 @@ class TwoTower(tf.Module):
     def _stack(self, tower: str, inputs: tuple[str, ...]) -> list[_Layer]:
         stack = []
         for depth, width in enumerate(self.spec.towers.hidden):
-            name = f"{tower}_hidden_{depth}"
+            name = f"{tower}/hidden_{depth}"  # a slash, which no feature has in its name
             self.owners[name] = np.zeros(width, np.int32)
             stack.append(_Layer(f"{name}/kernel", inputs, name, f"{name}/bias"))
             inputs = (name,)
@@ -243,11 +243,12 @@ class TwoTower(tf.Module):
           ValueError: a stage would own fewer output coordinates than `minimum_block`.
         """
         importance = self.importance()
-        self.owners = {
+        after = {
             name: masks.hand_over(owners, importance[name], stage, tau)
             for name, owners in self.owners.items()
         }
-        self._check_room(stage, tau)
+        self._check_room(after[OUTPUT], stage, tau)
+        self.owners = after
         # The stage goes in, too: the seed alone would draw anew what __init__ drew.
         rng = np.random.default_rng([seed, stage + 1])
         for layer in self._layers:
@@ -265,16 +266,25 @@ class TwoTower(tf.Module):
     def _input_owners(self, layer: _Layer) -> masks.Owners:
         return np.concatenate([self.owners[name] for name in layer.inputs])
 
-    def _check_room(self, stage: int, tau: float) -> None:
+    def _check_room(self, outputs: masks.Owners, stage: int, tau: float) -> None:
         least = self.spec.towers.minimum_block
-        sizes = {k: int(np.sum(self.owners[OUTPUT] == k)) for k in (stage, stage + 1)}
+        sizes = {k: int(np.sum(outputs == k)) for k in (stage, stage + 1)}
         for k, size in sizes.items():
             if size < least:
                 raise ValueError(
-                    f"stage {k} would own {size} of {len(self.owners[OUTPUT])} output dimensions, "
+                    f"stage {k} would own {size} of {len(outputs)} output dimensions, "
                     f"fewer than minimum_block = {least}. Now tau of stage {stage} is {tau}: "
                     f"{'raise' if k > stage else 'lower'} it, or raise towers.dimension."
                 )
+
+    def check_finite(self) -> None:
+        """Raises ValueError if training has diverged."""
+        broken = [n for n, w in self.weights.items() if not np.isfinite(w.numpy()).all()]
+        if broken:
+            raise ValueError(
+                f"weights are not finite after training ({', '.join(broken)}): lower the stage's "
+                "learning_rate or raise its temperature"
+            )
 
     # --- persistence ------------------------------------------------------------------------
 

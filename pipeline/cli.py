@@ -26,6 +26,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):  # click's own, and RuntimeErrors
+            raise
         except (ValueError, RuntimeError, OSError) as error:
             if ctx.params.get("verbose"):
                 raise
@@ -59,7 +61,10 @@ def main(verbose: bool) -> None:
 @_WORKDIR
 @click.option("--from-node", help="First node to run; earlier ones come from the run before.")
 @click.option("--to-node", help="Last node to run.")
-def run(config_path: Path, workdir: Path, from_node: str | None, to_node: str | None) -> None:
+@click.option("--no-cache", is_flag=True, help="Execute the nodes even if nothing has changed.")
+def run(
+    config_path: Path, workdir: Path, from_node: str | None, to_node: str | None, no_cache: bool
+) -> None:
     """Run the pipeline: logs in, a checked and pushed model out.
 
     Exit code 3: a model was made, but it did not pass the gates and was not pushed.
@@ -73,13 +78,13 @@ def run(config_path: Path, workdir: Path, from_node: str | None, to_node: str | 
 
     plan_work(config.data)  # a missing file or column is told now, not after half a minute
 
-    console.say(f"[bold]{config.name}[/]: starting TFX (about half a minute)")
+    console.say(f"{config.name}: starting TFX (about half a minute)")
     from pipeline.dag import Workdir
     from pipeline.local_runner import run_locally
     from pipeline.summary import summarise, write_summary
 
     place = Workdir(workdir)
-    run_locally(config, place, from_node, to_node, console.NodeProgress())
+    run_locally(config, place, from_node, to_node, not no_cache, console.NodeProgress())
     summary = summarise(config, place, time.monotonic() - started)
     write_summary(summary, place.summary)
     console.show_summary(summary, place.summary)
@@ -113,7 +118,14 @@ def serve(workdir: Path, host: str, port: int, poll_seconds: float) -> None:
     help="Weights of the objectives, e.g. click=1,conversion=2; those left out weigh 0. "
     "Give it several times to compare. Default: all weigh 1.",
 )
-@click.option("-n", "count", default=10, show_default=True, help="Items per list.")
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Items per list.",
+)
 @click.option("--exclude", multiple=True, help="Item id that must not come back; repeatable.")
 @click.option("--address", help="host:port of a server; default: the workdir's, or one is started.")
 def recommend(

@@ -88,6 +88,12 @@ class PipelineConfig(Settings):
                         f"evaluation.floors: unknown metric {metric!r}."
                         f"{nearest(metric, list(METRICS))} Metrics: {', '.join(METRICS)}."
                     )
+        towers = self.model.towers
+        if towers.dimension < len(names) * towers.minimum_block:
+            raise ValueError(
+                f"model.towers.dimension is {towers.dimension}, too few for {len(names)} "
+                f"objectives of at least minimum_block = {towers.minimum_block} each"
+            )
         if self.index.top_k < LONGEST_LIST:
             raise ValueError(
                 f"index.top_k is {self.index.top_k}; the evaluation needs lists of at least "

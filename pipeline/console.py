@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from pipeline.local_runner import NodeEvent
     from pipeline.recommend import Recommendations
 
-_console = Console()
+# Titles and messages are data: nothing in them is markup or the name of an emoji.
+_console = Console(emoji=False)
 
 
-def say(text: Any) -> None:
-    """Prints text or anything that rich can draw."""
-    _console.print(text, highlight=False)
+def say(what: Any, style: str | None = None) -> None:
+    """Prints text as it is, or anything that rich can draw."""
+    _console.print(what, style=style, markup=False, highlight=False)
 
 
 def set_up_logging(verbose: bool) -> None:
@@ -50,11 +52,11 @@ class NodeProgress:
         """See `pipeline.local_runner.NodeProgress`."""
         if event == "starts":
             self._started = time.monotonic()
-            say(f"[bold cyan]{node}[/]")
+            say(node, "bold cyan")
         elif event == "executed":
-            say(f"  [green]done[/] in {time.monotonic() - self._started:.1f} s")
+            say(f"  done in {time.monotonic() - self._started:.1f} s", "green")
         else:
-            say("  [dim]unchanged, taken from the cache[/]")
+            say("  unchanged, taken from the cache", "dim")
 
 
 def show_summary(summary: dict[str, Any], path: Path) -> None:
@@ -68,14 +70,20 @@ def show_summary(summary: dict[str, Any], path: Path) -> None:
     if summary["metrics"]:
         _show_metrics(summary)
     if summary["anomalies"]:
-        say("[red]Anomalies in the data:[/]")
+        say("Anomalies in the data:", "red")
         for line in summary["anomalies"]:
             say(f"  {line}")
     if summary["blessed"] is False:
         _show_failed(summary["failed_checks"])
-        say("[red bold]Not blessed: nothing was pushed.[/]")
+        say("Not blessed: nothing was pushed.", "red bold")
     elif summary["pushed_version"] is not None:
-        say(f"[green bold]Blessed and pushed as version {summary['pushed_version']}.[/]")
+        say(f"Blessed and pushed as version {summary['pushed_version']}.", "green bold")
+        if summary["newest_version"] != summary["pushed_version"]:
+            say(
+                f"That was an earlier run; the newest version is {summary['newest_version']}. To "
+                "push this model again: csmf run .. --from-node RetrievalEvaluator --no-cache",
+                "yellow",
+            )
     executed = len(summary["executed"])
     say(
         f"{executed} nodes executed, {len(summary['cached'])} taken from the cache, "
@@ -102,20 +110,22 @@ def _show_failed(checks: list[dict[str, Any]]) -> None:
         table.add_column(column)
     for check in checks:
         if "value" in check:
-            table.add_row(check["name"], f"{check['value']:.4f}", f"{check['threshold']:.4f}")
+            table.add_row(Text(check["name"]), f"{check['value']:.4f}", f"{check['threshold']:.4f}")
         else:
-            table.add_row(check["name"], check["detail"], "")
+            table.add_row(Text(check["name"]), Text(check["detail"]), "")
     say(table)
 
 
 def show_recommendations(result: Recommendations) -> None:
     """Prints one column per weighting."""
     table = Table(
-        title=f"Recommendations for user {result.user}, {result.model} version {result.version}"
+        title=Text(
+            f"Recommendations for user {result.user}, {result.model} version {result.version}"
+        )
     )
     table.add_column("#", justify="right")
     for weighting in result.weightings:
-        table.add_column(weighting)
+        table.add_column(Text(weighting))
     for place, row in enumerate(result.rows, start=1):
-        table.add_row(str(place), *row)
+        table.add_row(str(place), *(Text(cell) for cell in row))
     say(table)

@@ -59,12 +59,15 @@ class Workdir:
         return Path(config.serving.directory or self.root / "serving").absolute()
 
 
-def create_pipeline(config: PipelineConfig, workdir: Workdir) -> Pipeline:
+def create_pipeline(
+    config: PipelineConfig, workdir: Workdir, enable_cache: bool = True
+) -> Pipeline:
     """Logs -> timelines -> validation -> transform -> cascade -> index -> gates -> push.
 
     Args:
       config: all settings.
       workdir: where artifacts, metadata and pushed models go.
+      enable_cache: take the outputs of nodes whose inputs and settings did not change from before.
 
     Returns:
       The pipeline, for any TFX runner.
@@ -194,7 +197,7 @@ def create_pipeline(config: PipelineConfig, workdir: Workdir) -> Pipeline:
         pipeline_name=config.name,
         pipeline_root=str(workdir.artifacts.absolute()),
         components=nodes,
-        enable_cache=True,
+        enable_cache=enable_cache,
         metadata_connection_config=sqlite_metadata_connection_config(
             str(workdir.metadata.absolute())
         ),

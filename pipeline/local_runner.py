@@ -30,22 +30,25 @@ def run_locally(
     workdir: Workdir,
     from_node: str | None,
     to_node: str | None,
+    enable_cache: bool,
     progress: NodeProgress,
 ) -> None:
-    """Runs all nodes, or those between two of them; what did not change is taken from the cache.
+    """Runs all nodes, or those between two of them.
 
     Args:
       config: all settings.
       workdir: made if necessary.
       from_node: first node to run; what it reads comes from the run before. None = the first.
       to_node: last node to run. None = the last.
+      enable_cache: take what did not change from the cache.
       progress: told when a node starts and ends.
 
     Raises:
-      ConfigError: no node of that name; or what a node raised.
+      ConfigError: no node of that name, or nothing to begin `from_node` with; else what a node
+        raised.
     """
     workdir.root.mkdir(parents=True, exist_ok=True)
-    pipeline = create_pipeline(config, workdir)
+    pipeline = create_pipeline(config, workdir, enable_cache)
     node_ids = [node.id for node in pipeline.components]
     for node in (from_node, to_node):
         if node is not None and node not in node_ids:
@@ -58,11 +61,20 @@ def run_locally(
             from_nodes=[from_node] if from_node else None,
             to_nodes=[to_node] if to_node else None,
         )
+    before = _latest_run_id(workdir)
     with _listening(_ProgressHandler(progress)):
         try:
             LocalDagRunner().run(pipeline, options)
+        except LookupError as error:
+            if from_node is None:
+                raise
+            raise ConfigError(
+                f"--from-node {from_node}: an earlier run must have executed every node before it, "
+                f"but ML Metadata lacks one ({error}). Run without --from-node first."
+            ) from error
         finally:
-            _record_config(config, workdir)
+            if _latest_run_id(workdir) != before:
+                _record_config(config, workdir)
 
 
 @contextlib.contextmanager
@@ -121,12 +133,15 @@ def _record_config(config: PipelineConfig, workdir: Workdir) -> None:
 
     Not an execution property: any change of the file would then invalidate the cache of a node.
     """
-    if not workdir.metadata.exists():
-        return
     store = open_store(workdir)
     run = latest_run(store)
-    if run is not None:
-        run.custom_properties["config"].string_value = config.model_dump_json(exclude_defaults=True)
-        run.custom_properties["config_sha256"].string_value = config.sha256()
-        run.custom_properties["csmf_version"].string_value = version("csmf")
-        store.put_contexts([run])
+    assert run is not None
+    run.custom_properties["config"].string_value = config.model_dump_json(exclude_defaults=True)
+    run.custom_properties["config_sha256"].string_value = config.sha256()
+    run.custom_properties["csmf_version"].string_value = version("csmf")
+    store.put_contexts([run])
+
+
+def _latest_run_id(workdir: Workdir) -> int | None:
+    run = latest_run(open_store(workdir)) if workdir.metadata.exists() else None
+    return None if run is None else run.id

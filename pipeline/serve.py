@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ def served_models(workdir: Path) -> dict[str, Path]:
     Raises:
       ConfigError: nothing was pushed there yet.
     """
-    serving = workdir / "serving"
+    serving = _serving_dir(workdir)
     bases = sorted(path for path in serving.glob("*") if any(_versions(path)))
     models = {path.name: path for path in bases if not path.name.endswith(names.STOCK_SUFFIX)}
     if not models:
@@ -31,6 +32,15 @@ def served_models(workdir: Path) -> dict[str, Path]:
             f"no pushed model under {serving}. Run: csmf run --config .. --workdir {workdir}"
         )
     return models | {path.name: path for path in bases}
+
+
+def _serving_dir(workdir: Path) -> Path:
+    """Where the last run pushed to; the configuration may name another place than the workdir."""
+    try:
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        return Path(summary["serving_dir"])
+    except (FileNotFoundError, KeyError):
+        return workdir / "serving"
 
 
 def newest_version(base: Path) -> Path:
@@ -44,9 +54,9 @@ def _versions(base: Path) -> list[Path]:
 
 def serve_workdir(workdir: Path, host: str, port: int, poll_seconds: float) -> None:
     """Serves until interrupted; the workdir then holds the server's address for other commands."""
-    from serving.server import ServerOptions, run
-
     models = {name: str(path.absolute()) for name, path in served_models(workdir).items()}
+    from serving.server import ServerOptions, run  # TensorFlow: ten seconds
+
     address_file = workdir / _ADDRESS_FILE
     try:
         run(

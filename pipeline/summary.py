@@ -85,11 +85,14 @@ def summarise(config: PipelineConfig, workdir: Workdir, seconds: float) -> dict[
     )
     failed = [check for check in evaluation.get("checks", []) if not check["passed"]]
     failed += [check for check in validation.get("checks", []) if not check["passed"]]
-    gated = bool(evaluation and validation)
+    pushed = _pushed_version(nodes)
+    serving = workdir.serving(config)
     return {
         "pipeline": config.name,
-        "blessed": evaluation["blessed"] and validation["blessed"] if gated else None,
-        "pushed_version": _pushed_version(nodes),
+        "blessed": _verdict([part["blessed"] for part in (evaluation, validation) if part]),
+        "pushed_version": pushed,
+        "newest_version": None if pushed is None else _newest(serving / config.serving.model_name),
+        "serving_dir": str(serving),
         "metrics": evaluation.get("metrics", {}),
         "popularity": evaluation.get("popularity", {}),
         "ann_recall@100": evaluation.get("ann_recall@100"),
@@ -104,6 +107,18 @@ def summarise(config: PipelineConfig, workdir: Workdir, seconds: float) -> dict[
         "seed": config.seed,
         "config_sha256": config.sha256(),
     }
+
+
+def _verdict(verdicts: list[bool]) -> bool | None:
+    """Of both gates; None where one has not been asked and the other did not refuse."""
+    if not all(verdicts):
+        return False
+    return True if len(verdicts) == 2 else None
+
+
+def _newest(base: Path) -> int | None:
+    numbers = [int(path.name) for path in base.glob("*") if path.name.isdecimal()]
+    return max(numbers, default=None)
 
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:

@@ -21,7 +21,9 @@ def nearest(word: str, choices: list[str]) -> str:
 class Settings(BaseModel):
     """A section of the configuration. Subclasses declare typed fields; instances are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     @classmethod
     def parse(cls, raw: Any) -> Self:

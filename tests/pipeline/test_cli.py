@@ -17,12 +17,15 @@ OBJECTIVES = ["exposure", "click", "conversion"]
 
 
 def csmf(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "200"}
+    for name in ("TF_USE_LEGACY_KERAS", "TF_CPP_MIN_LOG_LEVEL"):
+        environment.pop(name, None)  # set by tests/conftest.py; users have no such thing
     return subprocess.run(
         [str(SCRIPT), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"COLUMNS": "200"},
+        env=environment,
     )
 
 
@@ -116,7 +119,8 @@ def test_bad_configuration_is_one_clear_message(tmp_path: Path) -> None:
 
 def test_missing_configuration(tmp_path: Path) -> None:
     message = refused("run", "--config", tmp_path / "no.yaml", "--workdir", tmp_path / "w")
-    assert "configs/movielens-100k.yaml" in message
+    assert "no configuration at" in message
+    assert "movielens-100k" in message
     assert not (tmp_path / "w").exists()
 
 
@@ -127,16 +131,21 @@ def test_verbose_shows_where_it_happened(tmp_path: Path) -> None:
     assert "load_config" in done.stderr
 
 
-@pytest.mark.parametrize("existing", [True, False])
 @pytest.mark.parametrize(
-    "command", [["serve"], ["recommend", "--user", "196"]], ids=["serve", "recommend"]
+    ("command", "made"),
+    [
+        (["recommend", "--user", "196"], None),
+        (["recommend", "--user", "196"], "serving/recommender/.tmp-1"),
+        (["serve"], "serving/recommender"),
+    ],
+    ids=["recommend", "recommend-interrupted", "serve"],
 )
 def test_nothing_pushed_yet_says_what_to_run(
-    tmp_path: Path, command: list[str], existing: bool
+    tmp_path: Path, command: list[str], made: str | None
 ) -> None:
     workdir = tmp_path / "work"
-    if existing:
-        (workdir / "serving" / "recommender").mkdir(parents=True)
+    if made is not None:
+        (workdir / made).mkdir(parents=True)
     message = refused(*command, "--workdir", workdir)
     assert "no pushed model" in message
     assert str(workdir) in message
@@ -200,9 +209,3 @@ def test_weights_that_are_not_understood(text: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_weights(text, OBJECTIVES)
     assert told in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["click=nan", "click=inf"])
-def test_weights_are_finite_numbers(text: str) -> None:
-    with pytest.raises(ConfigError, match="click"):
-        parse_weights(text, OBJECTIVES)

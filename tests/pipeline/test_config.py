@@ -124,10 +124,6 @@ FULL: dict[str, Any] = {
 Place = tuple[str | int, ...]
 
 
-def parse(**changes: Any) -> PipelineConfig:
-    return PipelineConfig.parse(copy.deepcopy(FULL) | changes)
-
-
 def changed(place: Place, value: Any, base: dict[str, Any] = FULL) -> dict[str, Any]:
     """`base` with one value set."""
     raw = copy.deepcopy(base)
@@ -211,7 +207,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     ],
 )
 def test_unknown_key_names_the_nearest_valid_key(place: Place, key: str) -> None:
-    misspelt = f"{key}e" if len(key) < 5 else key[:2] + key[3] + key[2] + key[4:]
+    misspelt = f"{key}e" if len(key) < 5 else key[:2] + key[3:]
     message = refusal(changed((*place, misspelt), 1))
     assert f"{key_of((*place, misspelt))}: unknown key. Did you mean '{key}'?" in message
     assert "Known keys: " in message
@@ -344,7 +340,6 @@ def _another(place: Place, value: Any) -> Any:
         "header": None,
         "delimiter": "\t",
         "quote": '"',
-        "kept": None,
     }
     if place[0] == "objectives" and place[-1] == "name":
         return None
@@ -352,7 +347,7 @@ def _another(place: Place, value: Any) -> Any:
         return others[str(place[-1])]
     if isinstance(value, str):
         return value + "x"
-    return value + 1 if isinstance(value, int) else value * 0.9 + 0.01
+    return value + 1 if isinstance(value, int) else value * 0.9 + 0.003
 
 
 CHANGES = [
@@ -400,9 +395,22 @@ def test_settings_cannot_be_changed() -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_missing_file_points_to_the_ready_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no configuration at .*absent\.yaml.*configs/"):
-        load_config(tmp_path / "absent.yaml")
+def test_missing_file_names_the_nearest_of_the_ready_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "movielens100k.yaml")
+    assert f"no configuration at {tmp_path / 'movielens100k.yaml'}" in str(error.value)
+    assert "Did you mean 'movielens-100k'?" in str(error.value)
+    assert "retailrocket-kaggle" in str(error.value)
+
+
+def test_ready_configuration_is_found_by_name_unless_a_file_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("retailrocket")).name == "retailrocket"
+    short = {key: FULL[key] for key in ("name", "objectives", "data")}
+    Path("retailrocket").write_text(yaml.safe_dump(short))
+    assert load_config(Path("retailrocket")).name == "full"
 
 
 @pytest.mark.parametrize(

@@ -49,14 +49,10 @@ def versions(workdir: Path, model: str = "recommender") -> list[str]:
     return sorted(path.name for path in (workdir / "serving" / model).glob("*"))
 
 
-def artifact(workdir: Path, node: str, output: str) -> Path:
-    """Directory of a node's newest output."""
-    return max((workdir / "artifacts" / node / output).iterdir(), key=lambda path: int(path.name))
-
-
-def evaluation_of(workdir: Path) -> dict[str, Any]:
-    path = artifact(workdir, "RetrievalEvaluator", "evaluation") / "evaluation.json"
-    return json.loads(path.read_text())
+def artifacts(workdir: Path, node: str, output: str) -> list[Path]:
+    """Directories of a node's outputs, oldest first."""
+    made = (workdir / "artifacts" / node / output).iterdir()
+    return sorted(made, key=lambda path: int(path.name))
 
 
 def states_of_latest_run(workdir: Path) -> dict[str, str]:
@@ -138,7 +134,7 @@ class Other:
 
     workdir: Path
     to_transform: Future[Any]
-    from_trainer: Future[Any]
+    resumed: Future[Any]
     anomaly_workdir: Path
     anomaly: Future[Any]
     refusals: Future[Any]
@@ -158,7 +154,7 @@ def other(
     return Other(
         again,
         lane.submit(*run, config, "--workdir", again, "--to-node", "Transform"),
-        lane.submit(*run, config, "--workdir", again, "--from-node", "CascadedTrainer.exposure"),
+        lane.submit(*run, config, "--workdir", again),
         anomalous,
         lane.submit(*run, write_config("anomaly", anomalous_config(shop)), "--workdir", anomalous),
         lane.executor.submit(run_refused, shop, write_config, root),
@@ -379,7 +375,7 @@ def test_rows_reconcile_with_what_the_log_holds(first: Step, shop: Any) -> None:
 
 def test_dead_letters_name_the_line_they_stand_on(first: Step, workdir: Path, shop: Any) -> None:
     lines = (shop.directory / "log.csv").read_bytes().splitlines()
-    path = artifact(workdir, "InteractionGen", "dead_letters") / "dead_letters.jsonl"
+    path = artifacts(workdir, "InteractionGen", "dead_letters")[0] / "dead_letters.jsonl"
     letters = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(letters) == 5
     for letter in letters:
@@ -424,11 +420,8 @@ def test_changed_click_stage_reuses_data_and_exposure_stage(changed: tuple[Step,
 def test_exposure_weights_are_the_same_bits_under_another_click_stage(
     changed: tuple[Step, Calls], workdir: Path
 ) -> None:
-    assert len(list((workdir / "artifacts" / "CascadedTrainer.exposure" / "stage").iterdir())) == 1
-    stages = sorted(
-        (workdir / "artifacts" / "CascadedTrainer.conversion" / "stage").iterdir(),
-        key=lambda path: int(path.name),
-    )
+    assert len(artifacts(workdir, "CascadedTrainer.exposure", "stage")) == 1
+    stages = artifacts(workdir, "CascadedTrainer.conversion", "stage")
     assert len(stages) == 2
     before, after = (owned_by_exposure(stage) for stage in stages)
     assert before.keys() == after.keys()
@@ -446,15 +439,56 @@ def test_exposure_is_ranked_alike_under_another_click_stage(
     assert changed[0].summary["metrics"]["click"] != first.summary["metrics"]["click"]
 
 
+def test_item_vectors_keep_their_exposure_block_to_the_bit(
+    changed: tuple[Step, Calls], workdir: Path
+) -> None:
+    models = artifacts(workdir, "IndexBuilder", "model")
+    loaded = [dict(np.load(model / "vectors.npz")) for model in models]
+    manifests = [json.loads((model / "manifest.json").read_text()) for model in models]
+    assert len(models) == 2
+    assert manifests[0]["model_id"] != manifests[1]["model_id"]
+    assert manifests[0]["vocabulary_sha256"] == manifests[1]["vocabulary_sha256"]
+    np.testing.assert_array_equal(loaded[0]["item_ids"], loaded[1]["item_ids"])
+    width = manifests[0]["block_sizes"][0]
+    blocks = [np.ascontiguousarray(vectors["item_vectors"][:, :width]) for vectors in loaded]
+    assert blocks[0].tobytes() == blocks[1].tobytes()
+    assert not np.array_equal(loaded[0]["item_vectors"], loaded[1]["item_vectors"])
+
+
+def test_every_block_of_every_item_vector_has_length_one(first: Step, workdir: Path) -> None:
+    model = artifacts(workdir, "IndexBuilder", "model")[0]
+    sizes = json.loads((model / "manifest.json").read_text())["block_sizes"]
+    with np.load(model / "vectors.npz") as arrays:
+        vectors, item_ids = arrays["item_vectors"], arrays["item_ids"]
+    assert vectors.shape == (200, 32)
+    assert len(set(item_ids)) == 200
+    for block in np.split(vectors, np.cumsum(sizes)[:-1], axis=1):
+        np.testing.assert_allclose(np.linalg.norm(block, axis=1), 1.0, atol=1e-5)
+
+
+def test_stages_say_what_they_trained_and_own(first: Step, workdir: Path) -> None:
+    model = artifacts(workdir, "IndexBuilder", "model")[0]
+    sizes = json.loads((model / "manifest.json").read_text())["block_sizes"]
+    for index, objective in enumerate(OBJECTIVES):
+        stage = artifacts(workdir, f"CascadedTrainer.{objective}", "stage")[0]
+        report = json.loads((stage / "stage.json").read_text())
+        assert (report["stage"], report["objective"]) == (index, objective)
+        assert report["settings"]["learning_rate"] == 0.01
+        assert [phase["name"] for phase in report["phases"]] == (
+            ["train", "recover"] if index < 2 else ["train"]
+        )
+        losses = report["phases"][0]["losses"]
+        assert len(losses) == 3
+        assert losses[-1] < losses[0]
+        assert report["owned"]["output"] == sizes[index] >= 4
+
+
 def test_candidate_is_compared_with_the_version_pushed_before(
     changed: tuple[Step, Calls], first: Step, workdir: Path
 ) -> None:
     reports = [
-        json.loads(path.read_text())
-        for path in sorted(
-            (workdir / "artifacts" / "RetrievalEvaluator" / "evaluation").glob("*/*.json"),
-            key=lambda path: int(path.parent.name),
-        )
+        json.loads((path / "evaluation.json").read_text())
+        for path in artifacts(workdir, "RetrievalEvaluator", "evaluation")
     ]
     assert [report["baseline_version"] for report in reports[:2]] == [None, 1]
     assert reports[0]["baseline"] is None
@@ -495,17 +529,18 @@ def test_run_up_to_a_node_stops_there(other: Other) -> None:
     assert done.code == 0, str(done)
     assert "Transform" in done.stdout
     assert "CascadedTrainer" not in done.stdout
-    assert not (other.workdir / "serving").exists()
+    assert "pushed" not in done.stdout
+    assert "Traceback" not in done.text
 
 
-def test_two_halves_give_the_same_model_as_one_run(
+def test_run_in_two_halves_gives_the_same_numbers_as_one(
     other: Other, first: Step, read_summary: Any
 ) -> None:
-    done = other.from_trainer.result()
+    done = other.resumed.result()
     assert done.code == 0, str(done)
     summary = read_summary(other.workdir)
     assert summary["pushed_version"] == 1
-    assert set(summary["executed"]) == TRAINERS | {"IndexBuilder"} | GATES_AND_PUSH
+    assert set(summary["cached"]) == {"InteractionGen", "ImportSchemaGen.timelines", "Transform"}
     # Another workdir, another process: the same seed gives the same numbers to the last digit.
     for key in ("metrics", "popularity", "rows", "config_sha256", "ann_recall@100"):
         assert summary[key] == first.summary[key]
@@ -696,7 +731,7 @@ def test_single_objective_goes_through_the_whole_pipeline(other: Other, read_sum
 
 # Several commands in one process, because each alone would spend half a minute on importing TFX.
 _ONE_PROCESS = """
-import io, json, sys
+import io, json, sys, traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pipeline.cli import main
 
@@ -707,6 +742,8 @@ for arguments in json.loads(sys.argv[1]):
             main(arguments)
         except SystemExit as end:
             code = end.code
+        except Exception:
+            code = traceback.print_exc() or 1
     sys.__stdout__.write(json.dumps([code, out.getvalue(), err.getvalue()]) + "\\n")
 """
 
@@ -731,6 +768,8 @@ def refused_runs(shop: Any, write_config: Any, root: Path) -> dict[str, list[str
     good = write_config("good", shop.config())
     runs["unknown-node"] = ["run", "--config", str(good), "--workdir", str(root / "unknown-node")]
     runs["unknown-node"] += ["--to-node", "Transfrom"]
+    runs["nothing-before"] = ["run", "--config", str(good), "--workdir", str(root / "fresh")]
+    runs["nothing-before"] += ["--from-node", "IndexBuilder"]
     missing = shop.config()
     missing["data"]["users"]["path"] = str(root / "nowhere.csv")
     config = write_config("missing-file", missing)
@@ -750,7 +789,7 @@ def run_refused(shop: Any, write_config: Any, root: Path) -> dict[str, tuple[int
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(answers) == len(runs), done.stdout + done.stderr
     return {
-        name: (*answer, Path(arguments[4]))
+        name: (answer[0], answer[1], answer[2], Path(arguments[4]))
         for (name, arguments), answer in zip(runs.items(), answers, strict=True)
     }
 
@@ -763,6 +802,7 @@ def run_refused(shop: Any, write_config: Any, root: Path) -> dict[str, tuple[int
         ("no-conversion", ["conversion", "data.interactions", "objectives"]),
         ("unknown-column", ["'who'", "person", "unknown-column.csv"]),
         ("unknown-node", ["'Transfrom'", "Did you mean 'Transform'?", "InteractionGen"]),
+        ("nothing-before", ["--from-node", "IndexBuilder"]),
         ("missing-file", ["nowhere.csv", "data.users.path"]),
     ],
 )
@@ -772,6 +812,7 @@ def test_unusable_input_ends_with_a_teaching_message(
     code, out, err, workdir = other.refusals.result()[name]
     assert code == 1, out + err
     assert "Traceback" not in out + err
+    assert "Error: " in err, out + err
     message = err[err.index("Error: ") :]
     for words in told:
         assert words in message

@@ -110,6 +110,9 @@ def event(kind: int, key: str, artifact_id: int = 0) -> pb.Event:
 
 def record_run(recorder: Recorder, run: str, version: int | None, cached_ingestion: bool) -> None:
     root, r = recorder.root, recorder
+    context = r.context("pipeline_run", run)
+    fill(context, {"config": "{}", "config_sha256": f"feed-{run}"})
+    r.store.put_contexts([context])
     log = root / "ratings.csv"
     log.write_text("u,i\n")
     ingested = r.execute(
@@ -143,7 +146,7 @@ def record_run(recorder: Recorder, run: str, version: int | None, cached_ingesti
             {"transform_graph": transform["graph"], "examples": transform["transformed"]}
             | previous,
             {"stage": ("CascadeStage", {"objective": objective, "owned": "[32]", "tau": 0.25})},
-            {"stage_index": index, "config_sha256": "feed"},
+            {"stage_index": index},
         )
         r.write(f"Trainer.{objective}", "stage", run, "stage.json", {"loss": 1.5 + index})
         previous = {"previous": stage["stage"]}
@@ -208,7 +211,12 @@ def test_walks_from_the_push_to_the_log_files(recorder: Recorder) -> None:
     assert (root.type, root.properties["pushed_version"]) == ("PushedModel", 1)
     assert root.execution is not None
     assert (root.execution.component, root.execution.state) == ("Pusher", "COMPLETE")
-    assert [child.role for child in root.children] == ["model", "infra_blessing", "model_blessing"]
+    assert [child.role for child in root.children] == [
+        "run",
+        "model",
+        "infra_blessing",
+        "model_blessing",
+    ]
     files = {n.name: n for n in root.walk() if n.type == "file"}
     log = files[str(recorder.root / "ratings.csv")]
     assert (log.role, log.properties, log.gone) == ("input file", {"sha256": "ab12"}, False)
@@ -223,8 +231,7 @@ def test_walks_from_the_push_to_the_log_files(recorder: Recorder) -> None:
     assert [n.reports["stage.json"]["loss"] for n in stages] == [2.5, 1.5]
     configs = {n.name: n.properties for n in root.walk() if n.type == "config"}
     assert configs == {
-        "Trainer.click": {"config_sha256": "feed"},
-        "Trainer.exposure": {"config_sha256": "feed"},
+        "run run-1": {"config_sha256": "feed-run-1", "config": "{}"},
         "InteractionGen": {"seed": 7},
     }
 
