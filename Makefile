@@ -25,7 +25,7 @@ run: $(STAMP)  ## Fetch MovieLens-100K, train, push, and recommend under three w
 	$(BIN)/csmf datasets fetch movielens-100k
 	$(BIN)/csmf run --config $(CONFIG) --workdir $(WORKDIR)
 	$(BIN)/csmf recommend --workdir $(WORKDIR) --user $(RUN_USER) -n 10 \
-	  --weights exposure=1 --weights click=1 --weights exposure=0,click=1,conversion=2
+	  --weights exposure=1 --weights click=1 --weights click=1,conversion=2
 
 .PHONY: test
 test:  ## All tests: the fast ones first, then the slow ones

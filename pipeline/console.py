@@ -125,7 +125,7 @@ def show_recommendations(result: Recommendations) -> None:
     )
     table.add_column("#", justify="right")
     for weighting in result.weightings:
-        table.add_column(Text(weighting))
+        table.add_column(Text(weighting.replace(",", "\n")))
     for place, row in enumerate(result.rows, start=1):
         table.add_row(str(place), *(Text(cell) for cell in row))
     say(table)
