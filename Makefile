@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTEST_ARGS ?=
+# A file stays on one worker, so that what its tests share is made once; the longest files come first.
+PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 CONFIG ?= configs/movielens-100k.yaml
 WORKDIR ?= runs/movielens-100k
@@ -34,11 +36,11 @@ test:  ## All tests: the fast ones first, then the slow ones
 
 .PHONY: unit
 unit: $(STAMP)  ## Fast tests only
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: slow
 slow: $(STAMP)  ## Tests with real processes, Beam pipelines or training
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m slow $(PYTEST_ARGS) tests/pipeline tests
 
 .PHONY: lint
 lint: $(STAMP)  ## ruff and mypy

@@ -37,8 +37,9 @@ class ServingSettings(Settings):
 class BeamSettings(Settings):
     """How Beam runs ingestion, statistics and transform."""
 
-    options: tuple[str, ...] = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-    """Beam pipeline options, e.g. ["--runner=FlinkRunner", "--flink_master=.."]."""
+    options: tuple[str, ...] = ()
+    """Beam pipeline options, e.g. ["--runner=FlinkRunner", "--flink_master=.."]. None = the
+    DirectRunner inside this process; given any, TFX packs its own sources for remote workers."""
 
 
 class PipelineConfig(Settings):
