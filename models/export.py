@@ -21,10 +21,6 @@ from models.settings import IndexSettings
 from models.towers import TwoTower
 from schemas import names
 
-SCANN = "scann"
-STOCK = "stock"
-FLAVOURS = (SCANN, STOCK)
-VECTORS_FILE = "vectors.npz"
 MANIFEST_FILE = "manifest.json"
 
 _WITH_DEFAULTS = (
@@ -79,8 +75,8 @@ def export(
     manifest["model_id"] = _sha256(
         json.dumps(manifest, sort_keys=True).encode(), vectors.tobytes()
     )[:16]
-    for flavour in FLAVOURS:
-        searcher = ScannSearcher(vectors, settings) if flavour == SCANN else None
+    for flavour in names.FLAVOURS:
+        searcher = ScannSearcher(vectors, settings) if flavour == names.SCANN_FLAVOUR else None
         recommender = Recommender(
             towers,
             transform,
@@ -93,7 +89,7 @@ def export(
         )
         _save(recommender, directory / flavour, manifest | {"flavour": flavour})
     np.savez(
-        directory / VECTORS_FILE,
+        directory / names.VECTORS_FILE,
         item_ids=catalogue.item_ids.astype(np.bytes_),
         item_vectors=vectors,
     )

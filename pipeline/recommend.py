@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from pipeline.serve import any_server, newest_version, served_models
+from pipeline.serve import any_server, served_models
 from schemas.names import MANIFEST_FILE
 from schemas.settings import ConfigError, nearest
+from schemas.versions import newest_version
 from serving.client import RecommenderClient
 
 
@@ -64,7 +65,9 @@ def recommend_table(
       RecommenderError: the server did not answer.
     """
     model, base = next(iter(served_models(workdir).items()))
-    manifest = json.loads((newest_version(base) / MANIFEST_FILE).read_text(encoding="utf-8"))
+    newest = newest_version(base)
+    assert newest is not None  # served_models names only models that have a version
+    manifest = json.loads((newest / MANIFEST_FILE).read_text(encoding="utf-8"))
     objectives = manifest["objectives"]
     texts = list(weightings) or [",".join(f"{name}=1" for name in objectives)]
     weights = [parse_weights(text, objectives) for text in texts]

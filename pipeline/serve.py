@@ -13,6 +13,7 @@ from pathlib import Path
 
 from schemas import names
 from schemas.settings import ConfigError
+from schemas.versions import versions_in
 
 _ADDRESS_FILE = "server.address"
 _START_TIMEOUT_SECONDS = 120.0
@@ -25,7 +26,7 @@ def served_models(workdir: Path) -> dict[str, Path]:
       ConfigError: nothing was pushed there yet.
     """
     serving = _serving_dir(workdir)
-    bases = sorted(path for path in serving.glob("*") if any(_versions(path)))
+    bases = sorted(path for path in serving.glob("*") if versions_in(path))
     models = {path.name: path for path in bases if not path.name.endswith(names.STOCK_SUFFIX)}
     if not models:
         raise ConfigError(
@@ -41,15 +42,6 @@ def _serving_dir(workdir: Path) -> Path:
         return Path(summary["serving_dir"])
     except (FileNotFoundError, KeyError):
         return workdir / "serving"
-
-
-def newest_version(base: Path) -> Path:
-    """Directory of the highest version of a model."""
-    return max(_versions(base), key=lambda path: int(path.name))
-
-
-def _versions(base: Path) -> list[Path]:
-    return [path for path in base.glob("*") if path.name.isdecimal() and path.is_dir()]
 
 
 def serve_workdir(workdir: Path, host: str, port: int, poll_seconds: float) -> None:

@@ -17,6 +17,7 @@ from components.serving_validator import spec as serving_validator
 from pipeline.config import PipelineConfig
 from pipeline.dag import Workdir
 from pipeline.local_runner import latest_run, open_store
+from schemas.versions import versions_in
 
 _OK = (metadata_store_pb2.Execution.COMPLETE, metadata_store_pb2.Execution.CACHED)
 
@@ -91,7 +92,9 @@ def summarise(config: PipelineConfig, workdir: Workdir, seconds: float) -> dict[
         "pipeline": config.name,
         "blessed": _verdict([part["blessed"] for part in (evaluation, validation) if part]),
         "pushed_version": pushed,
-        "newest_version": None if pushed is None else _newest(serving / config.serving.model_name),
+        "newest_version": max(versions_in(serving / config.serving.model_name), default=None)
+        if pushed is not None
+        else None,
         "serving_dir": str(serving),
         "metrics": evaluation.get("metrics", {}),
         "popularity": evaluation.get("popularity", {}),
@@ -114,11 +117,6 @@ def _verdict(verdicts: list[bool]) -> bool | None:
     if not all(verdicts):
         return False
     return True if len(verdicts) == 2 else None
-
-
-def _newest(base: Path) -> int | None:
-    numbers = [int(path.name) for path in base.glob("*") if path.name.isdecimal()]
-    return max(numbers, default=None)
 
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:

@@ -42,6 +42,12 @@ TITLES = "titles"  # string[B, M]
 
 STOCK_SUFFIX = "_stock"  # served model name of the flavour without ScaNN ops
 
+# --- the servable: two SavedModels of one model, and the vectors of its index ----------------
+SCANN_FLAVOUR = "scann"  # with ScaNN ops
+STOCK_FLAVOUR = "stock"  # TensorFlow core ops only
+FLAVOURS = (SCANN_FLAVOUR, STOCK_FLAVOUR)
+VECTORS_FILE = "vectors.npz"
+
 # --- files beside a SavedModel --------------------------------------------------------------
 MANIFEST_FILE = "assets.extra/manifest.json"
 

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.pusher.spec import SCANN_FLAVOUR, STOCK_FLAVOUR
-from schemas.names import MANIFEST_FILE, STOCK_SUFFIX
+from schemas.names import FLAVOURS, MANIFEST_FILE, SCANN_FLAVOUR, STOCK_FLAVOUR, STOCK_SUFFIX
+from schemas.versions import versions_in
 
 _TEMPORARY_PREFIX = ".tmp-"
 _TRASH_PREFIX = ".trash-"
 _LOCK_POLL_SECONDS = 0.05
-_MAX_VERSION = 2**63 - 1  # TensorFlow Serving reads the directory name as an int64
 
 
 class PushError(RuntimeError):
@@ -79,18 +78,6 @@ def served_directories(serving_dir: Path, model_name: str) -> dict[str, Path]:
         STOCK_FLAVOUR: serving_dir / f"{model_name}{STOCK_SUFFIX}",
         SCANN_FLAVOUR: serving_dir / model_name,
     }
-
-
-def versions_in(base: Path) -> dict[int, list[Path]]:
-    """Returns version -> its directories (two names can mean one number: "7" and "007")."""
-    found: dict[int, list[Path]] = {}
-    if not base.is_dir():
-        return found
-    for entry in base.iterdir():
-        name = entry.name
-        if name.isascii() and name.isdigit() and entry.is_dir() and int(name) <= _MAX_VERSION:
-            found.setdefault(int(name), []).append(entry)
-    return found
 
 
 def publish(
@@ -229,7 +216,7 @@ def verify_files(model: Path, flavour: str, model_id: str) -> None:
 
 
 def _common_model_id(model_dir: Path) -> str:
-    ids = {f: read_manifest(model_dir / f).get("model_id") for f in (SCANN_FLAVOUR, STOCK_FLAVOUR)}
+    ids = {f: read_manifest(model_dir / f).get("model_id") for f in FLAVOURS}
     model_id = ids[SCANN_FLAVOUR]
     if not isinstance(model_id, str) or not model_id or ids[STOCK_FLAVOUR] != model_id:
         raise PushError(

@@ -34,7 +34,3 @@ REASON_PROPERTY = "reason"
 
 # --- files of the PushedModel ---------------------------------------------------------------
 PUSH_FILE = "push.json"
-
-# --- folders of the model artifact ----------------------------------------------------------
-SCANN_FLAVOUR = "scann"
-STOCK_FLAVOUR = "stock"

@@ -20,10 +20,10 @@ from tfx.types.artifact import Artifact
 from components.examples import read_split
 from components.retrieval_evaluator import evaluate, gate, spec
 from components.retrieval_evaluator.settings import LONGEST_LIST, EvaluationSettings
-from models.export import SCANN, STOCK
 from models.features import FeatureKinds
 from models.queries import Model, Query, build_queries, popularity_lists
 from schemas import names
+from schemas.versions import newest_version
 
 _log = logging.getLogger("csmf")
 
@@ -68,8 +68,8 @@ class Executor(base_executor.BaseExecutor):
         _log.info("evaluating on %d held-out moments", len(evaluation.queries))
         import scann  # noqa: F401 - registers the ops that the scann flavour needs
 
-        served = evaluation.lists(Model(f"{model_uri}/{SCANN}", features))
-        exact = Model(f"{model_uri}/{STOCK}", features)
+        served = evaluation.lists(Model(f"{model_uri}/{names.SCANN_FLAVOUR}", features))
+        exact = Model(f"{model_uri}/{names.STOCK_FLAVOUR}", features)
         baseline = latest_pushed(
             Path(exec_properties[spec.SERVING_DIR_KEY]), exec_properties[spec.MODEL_NAME_KEY]
         )
@@ -181,12 +181,7 @@ class Evaluation:
 
 def latest_pushed(serving_dir: Path, model_name: str) -> Path | None:
     """Newest version of the stock flavour in the serving directory, None if there is none."""
-    versions = [
-        path
-        for path in (serving_dir / f"{model_name}{names.STOCK_SUFFIX}").glob("*")
-        if path.name.isdecimal() and path.is_dir()
-    ]
-    return max(versions, key=lambda path: int(path.name), default=None)
+    return newest_version(serving_dir / f"{model_name}{names.STOCK_SUFFIX}")
 
 
 def _sample(queries: list[Query], limit: int, seed: int) -> list[Query]:

@@ -26,10 +26,6 @@ NOT_BLESSED_FILE = "INFRA_NOT_BLESSED"
 REPORT_FILE = "report.json"
 
 # --- folders and files of the model artifact ------------------------------------------------
-SCANN_FLAVOUR = "scann"
-STOCK_FLAVOUR = "stock"
-FLAVOURS = (SCANN_FLAVOUR, STOCK_FLAVOUR)
-VECTORS_FILE = "vectors.npz"
 ITEM_IDS_ARRAY = "item_ids"  # bytes [n]
 ITEM_VECTORS_ARRAY = "item_vectors"  # float32 [n, D]
 

@@ -28,12 +28,19 @@ from components.serving_validator.process import (
     running_server,
 )
 from components.serving_validator.sample import Timeline
-from schemas.names import MANIFEST_FILE, STOCK_SUFFIX
+from schemas.names import (
+    FLAVOURS,
+    MANIFEST_FILE,
+    SCANN_FLAVOUR,
+    STOCK_FLAVOUR,
+    STOCK_SUFFIX,
+    VECTORS_FILE,
+)
 
 _MODEL_NAME = "recommender"
 _SERVED_NAMES = {
-    spec.SCANN_FLAVOUR: _MODEL_NAME,
-    spec.STOCK_FLAVOUR: f"{_MODEL_NAME}{STOCK_SUFFIX}",
+    SCANN_FLAVOUR: _MODEL_NAME,
+    STOCK_FLAVOUR: f"{_MODEL_NAME}{STOCK_SUFFIX}",
 }
 _UNKNOWN_USER = b"\xff\x00 no such user"  # not UTF-8: ids may be any bytes
 _UNKNOWN_ITEMS = (b"\xff\x00 no such item", b"no such item either")
@@ -132,7 +139,7 @@ def validate(
     # On local disk beside nothing else: the server must see exactly one version.
     with tempfile.TemporaryDirectory(prefix="serving-validator-") as scratch:
         log_file = Path(scratch) / "server.log"
-        oracle = _load_oracle(model_dir / spec.VECTORS_FILE, findings)
+        oracle = _load_oracle(model_dir / VECTORS_FILE, findings)
         if manifest is not None and oracle is not None:
             bases = _stage(model_dir, Path(scratch))
             try:
@@ -164,7 +171,7 @@ def _check_manifests(
 ) -> dict[str, Any] | None:
     """Reads both flavours' manifests; None if they cannot be used."""
     manifests: dict[str, dict[str, Any]] = {}
-    for flavour in spec.FLAVOURS:
+    for flavour in FLAVOURS:
         path = model_dir / flavour / MANIFEST_FILE
         try:
             manifests[flavour] = json.loads(path.read_text(encoding="utf-8"))
@@ -182,13 +189,13 @@ def _check_manifests(
             named == list(objectives),
             f"{flavour} has the objectives {named}, the pipeline {list(objectives)}",
         )
-    ids = {flavour: manifests[flavour].get("model_id") for flavour in spec.FLAVOURS}
+    ids = {flavour: manifests[flavour].get("model_id") for flavour in FLAVOURS}
     findings.expect(
         spec.CHECK_MANIFEST,
         len(set(ids.values())) == 1 and all(ids.values()),
         f"the flavours name the model ids {ids}",
     )
-    return None if findings.faults[spec.CHECK_MANIFEST] else manifests[spec.STOCK_FLAVOUR]
+    return None if findings.faults[spec.CHECK_MANIFEST] else manifests[STOCK_FLAVOUR]
 
 
 def _load_oracle(path: Path, findings: _Findings) -> Oracle | None:
@@ -352,7 +359,7 @@ class _Examination:
         best = self._oracle.best(exact, self._top_k)
         given = [i for i in answer.item_ids if i]
         true_scores = np.asarray([self._oracle.score_of(exact, i) for i in given], np.float32)
-        if flavour == spec.SCANN_FLAVOUR:
+        if flavour == SCANN_FLAVOUR:
             if len(best):
                 hits = int(np.sum(true_scores >= best[-1] - allowed))
                 self._findings.recalls.append(min(1.0, hits / len(best)))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.export import FLAVOURS, export
+from models.export import export
 from models.queries import Model, Query
 from models.recommender import Recommender, item_vectors
 from models.settings import IndexSettings
@@ -69,7 +69,7 @@ def _without(request: dict[str, Any], *keys: str) -> dict[str, Any]:
 USER_INPUTS = (names.EXCLUDE_ITEM_IDS, names.OBJECTIVE_WEIGHTS)
 
 
-@pytest.fixture(scope="module", params=FLAVOURS)
+@pytest.fixture(scope="module", params=names.FLAVOURS)
 def call(request: pytest.FixtureRequest, exported: Any) -> Call:
     """call(signature, **inputs) on each flavour, loaded from disk."""
     loaded = tf.saved_model.load(str(exported.directory / request.param))
@@ -160,7 +160,7 @@ def answers(
     directory = tmp_path_factory.mktemp("answers")
     (directory / "requests").write_bytes(pickle.dumps(_all_requests()))
     result = {}
-    for flavour in FLAVOURS:
+    for flavour in names.FLAVOURS:
         printed = run_python(
             _ANSWER,
             str(exported.directory / flavour),
@@ -181,7 +181,7 @@ def test_only_the_scann_flavour_holds_its_ops(exported: Any) -> None:
     from tensorflow.core.protobuf import saved_model_pb2
 
     found = {}
-    for flavour in FLAVOURS:
+    for flavour in names.FLAVOURS:
         path = exported.directory / flavour / "saved_model.pb"
         graph = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs[0].graph_def
         ops = {node.op for node in graph.node}
@@ -214,7 +214,7 @@ def test_fresh_processes_answer_as_before_saving_and_across_flavours(
     for name, (signature, inputs) in _all_requests().items():
         before = methods[signature]({key: tf.constant(v) for key, v in inputs.items()})
         before = {key: value.numpy() for key, value in before.items()}
-        for flavour in FLAVOURS:
+        for flavour in names.FLAVOURS:
             _same(before, answers[flavour][0][name])
 
 
@@ -577,7 +577,7 @@ def test_manifests_bind_the_files_together(exported: Any) -> None:
     assert common["objectives"] == ["exposure", "click", "conversion"]
     assert sum(common["block_sizes"]) == 18
     assert (common["top_k"], common["n_items"], common["n_users"]) == (TOP_K, N_ITEMS, N_USERS)
-    for flavour in FLAVOURS:
+    for flavour in names.FLAVOURS:
         directory = exported.directory / flavour
         manifest = verify_manifest(str(directory))
         assert manifest is not None
@@ -705,7 +705,7 @@ def test_evaluation_does_not_depend_on_who_shares_a_batch(exported: Any) -> None
 
 
 def test_signatures_carry_defaults_for_all_but_the_user(exported: Any) -> None:
-    for flavour in FLAVOURS:
+    for flavour in names.FLAVOURS:
         servable = Servable("recommender", 1, str(exported.directory / flavour))
         try:
             assert set(servable.signatures) == {

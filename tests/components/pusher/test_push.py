@@ -14,8 +14,8 @@ from components.pusher.push import (
     local_directory,
     prune,
     publish,
-    versions_in,
 )
+from schemas.versions import versions_in
 
 
 def write_model(root: Path, model_id: str = "m1", stock_id: str | None = None) -> Path:
