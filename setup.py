@@ -29,7 +29,16 @@ REQUIREMENTS = [
     "setuptools>=80,<81",  # 81 drops pkg_resources, which TFX 1.16 and Beam 2.64 import
 ]
 
+# The outside baselines and the figures of benchmarks/; nothing that is served needs them.
+BENCHMARKS = [
+    "implicit==0.7.3",
+    "matplotlib==3.11.2",
+    "scipy==1.12.0",  # the newest that tfx 1.16 accepts
+    "threadpoolctl==3.8.0",
+]
+
 DEVELOPMENT = [
+    *BENCHMARKS,
     "hypothesis==6.170.15",
     "psutil==7.2.2",  # memory of process trees
     "pytest==9.2.0",
@@ -51,12 +60,20 @@ setup(
     packages=find_packages(
         include=[
             f"{top}{rest}"
-            for top in ("pipeline", "components", "models", "schemas", "serving", "configs")
+            for top in (
+                "pipeline",
+                "components",
+                "models",
+                "schemas",
+                "serving",
+                "configs",
+                "benchmarks",
+            )
             for rest in ("", ".*")
         ]
     ),
     package_data={"configs": ["*.yaml"], "schemas": ["*.pbtxt"]},
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEVELOPMENT},
+    extras_require={"benchmarks": BENCHMARKS, "dev": DEVELOPMENT},
     entry_points={"console_scripts": ["csmf=pipeline.cli:main"]},
 )

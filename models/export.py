@@ -19,6 +19,7 @@ from models.index import ScannSearcher
 from models.recommender import Profiles, Recommender, item_vectors
 from models.settings import IndexSettings
 from models.towers import TwoTower
+from models.weighting import default_weights
 from schemas import names
 
 MANIFEST_FILE = "manifest.json"
@@ -39,6 +40,7 @@ def export(
     profiles: Profiles,
     settings: IndexSettings,
     objectives: list[str],
+    weights: dict[str, list[float]],
 ) -> dict[str, Any]:
     """Writes `scann/`, `stock/`, `vectors.npz` and `manifest.json` into `directory`.
 
@@ -51,6 +53,8 @@ def export(
       profiles: stored histories and features of the known users.
       settings: of the index.
       objectives: names, in the order of the stages.
+      weights: objective -> the request weights that serve it; those that are missing become
+        `default_weights`.
 
     Returns:
       The manifest.
@@ -63,6 +67,7 @@ def export(
     manifest: dict[str, Any] = {
         "objectives": objectives,
         "block_sizes": towers.block_sizes(),
+        "weights": default_weights(objectives) | weights,
         "top_k": settings.top_k,
         "n_items": len(vectors),
         "n_users": len(profiles.offsets) - 2,

@@ -12,14 +12,19 @@ so the forward pass needs no mask at all: adding an exact zero changes no bit of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
+from models.settings import PruneRule
+
 Owners = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+Importances = npt.NDArray[np.float64]
 
 
-def freed_slots(importance: npt.NDArray[np.float64], tau: float) -> Mask:
+def freed_slots(importance: Importances, tau: float) -> Mask:
     """Cumulative Percentile-based Pruning of one layer (CSMF, METHOD 1.2).
 
     Sorts the slots by importance, ascending; slot j is freed iff the cumulative importance up to
@@ -37,10 +42,7 @@ def freed_slots(importance: npt.NDArray[np.float64], tau: float) -> Mask:
     Raises:
       ValueError: tau outside (0, 1), or a negative or non-finite importance.
     """
-    if not 0.0 < tau < 1.0:
-        raise ValueError(f"tau must lie strictly between 0 and 1, got {tau}")
-    if not np.all(np.isfinite(importance)) or np.any(importance < 0):
-        raise ValueError("importances must be finite and not negative")
+    _check(importance, tau)
     order = np.argsort(importance, kind="stable")
     cumulative = np.cumsum(importance[order], dtype=np.float64)
     freed = np.zeros(len(importance), dtype=bool)
@@ -50,24 +52,95 @@ def freed_slots(importance: npt.NDArray[np.float64], tau: float) -> Mask:
     return freed
 
 
-def hand_over(
-    owners: Owners, importance: npt.NDArray[np.float64], stage: int, tau: float
-) -> Owners:
-    """Gives the slots of `stage` that CPP frees to stage + 1.
+def freed_share(importance: Importances, share: float) -> Mask:
+    """PackNet's rule for one layer: a fixed share of its slots, the least important ones.
 
     Args:
-      owners: [n] owner of each slot.
-      importance: [n] importance of each slot; only those that `stage` owns are read.
-      stage: the stage whose slots are pruned.
-      tau: as in `freed_slots`.
+      importance: [n] as in `freed_slots`.
+      share: of the slots, 0 < share < 1; their number is rounded. Ties keep the slots' order.
 
     Returns:
-      [n] the new owners; the argument is not changed.
+      [n] True where the slot is freed.
+
+    Raises:
+      ValueError: as in `freed_slots`.
     """
-    owned = np.flatnonzero(owners == stage)
-    after = owners.copy()
-    after[owned[freed_slots(importance[owned], tau)]] = stage + 1
+    _check(importance, share)
+    freed = np.zeros(len(importance), dtype=bool)
+    freed[np.argsort(importance, kind="stable")[: round(share * len(importance))]] = True
+    return freed
+
+
+def freed_everywhere(importance: Mapping[str, Importances], tau: float) -> dict[str, Mask]:
+    """CPP with one threshold for all layers.
+
+    Layers are made comparable by dividing their importances by their mean; then `freed_slots`
+    runs over all slots together. Unlike CPP layer by layer, this may free a whole layer.
+
+    Args:
+      importance: by layer, [n] as in `freed_slots`. A layer without any importance keeps all.
+      tau: share of the total importance of all layers.
+
+    Returns:
+      By layer, [n] True where the slot is freed.
+
+    Raises:
+      ValueError: as in `freed_slots`.
+    """
+    for values in importance.values():
+        _check(values, tau)
+    freed = {name: np.zeros(len(values), dtype=bool) for name, values in importance.items()}
+    names = [name for name, values in importance.items() if values.sum() > 0]
+    if names:
+        relative = [importance[name] / importance[name].mean() for name in names]
+        together = freed_slots(np.concatenate(relative), tau)
+        ends = np.cumsum([len(values) for values in relative])
+        freed |= dict(zip(names, np.split(together, ends[:-1]), strict=True))
+    return freed
+
+
+def freed_by_layer(
+    importance: Mapping[str, Importances], tau: float, rule: PruneRule
+) -> dict[str, Mask]:
+    """By layer, the slots freed by `freed_slots`, `freed_share` or `freed_everywhere`."""
+    if rule == "global":
+        return freed_everywhere(importance, tau)
+    of_layer = freed_slots if rule == "cumulative" else freed_share
+    return {name: of_layer(values, tau) for name, values in importance.items()}
+
+
+def hand_over(
+    owners: Mapping[str, Owners],
+    importance: Mapping[str, Importances],
+    stage: int,
+    tau: float,
+    rule: PruneRule = "cumulative",
+) -> dict[str, Owners]:
+    """Gives the slots of `stage` that a rule frees to stage + 1.
+
+    Args:
+      owners: by layer, [n] owner of each slot.
+      importance: by layer, [n] importance of each slot; only those that `stage` owns are read.
+      stage: the stage whose slots are pruned.
+      tau: share to free, as in `freed_slots`.
+      rule: what it is a share of.
+
+    Returns:
+      By layer, [n] the new owners; the arguments are not changed.
+    """
+    owned = {name: np.flatnonzero(layer == stage) for name, layer in owners.items()}
+    of_stage = {name: importance[name][slots] for name, slots in owned.items()}
+    after = {name: layer.copy() for name, layer in owners.items()}
+    for name, freed in freed_by_layer(of_stage, tau, rule).items():
+        after[name][owned[name][freed]] = stage + 1
     return after
+
+
+def _check(importance: Importances, tau: float) -> None:
+    if not 0.0 < tau < 1.0:
+        raise ValueError(f"tau must lie strictly between 0 and 1, got {tau}")
+    if not np.all(np.isfinite(importance)) or np.any(importance < 0):
+        raise ValueError("importances must be finite and not negative")
 
 
 def allowed(inputs: Owners, outputs: Owners) -> Mask:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ import tensorflow as tf
 
 from models.preprocessing import CATEGORICAL
 from models.recommender import PADDING
+from models.weighting import default_weights
 from schemas import names
 
 Lists = npt.NDArray[np.object_]  # [Q, N] item ids, b"" where a list ends early
@@ -96,10 +99,19 @@ def _values(feature: tf.train.Feature, kind: str) -> list:
 
 
 class Model:
-    """A SavedModel with our signatures, asked in batches."""
+    """A SavedModel with our signatures, asked in batches.
+
+    Attributes:
+      weights: objective -> the request weights that serve it, as its manifest says.
+    """
 
     def __init__(self, path: str, feature_kinds: dict[str, str], batch_size: int = 256):
         """Loads the model; the ops of its flavour must be registered."""
+        manifest = json.loads((Path(path) / names.MANIFEST_FILE).read_text(encoding="utf-8"))
+        # Versions pushed before weights were chosen do not name any.
+        self.weights: dict[str, list[float]] = default_weights(
+            manifest["objectives"]
+        ) | manifest.get("weights", {})
         self._loaded = tf.saved_model.load(path)  # kept: signatures do not keep it alive
         self._recommend = self._loaded.signatures[names.SIGNATURE_RECOMMEND]
         self._feature_kinds = {

@@ -284,7 +284,7 @@ class Recommender(tf.Module):
             also, _ = self._lookup_items(_broadcast(excluded, ids))
             seen = tf.concat([seen, also], axis=1)
         return (
-            UserInputs(tf.where(recent, items, -1), levels, user, features),
+            UserInputs(tf.where(recent, items, -1), levels, rank - 1, user, features),
             seen,
         )
 

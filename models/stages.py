@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import time
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tensorflow_recommenders as tfrs
 
-from models import losses
-from models.settings import NegativeSettings, StageSettings
-from models.timelines import Histories, Timelines
-from models.towers import TwoTower, UserInputs
+from models import losses, masks
+from models.batches import BatchMaker
+from models.fitting import Fitted, Task, TensorBatch, fit
+from models.held_out import HeldOut, cut
+from models.settings import ModelSettings, StageSettings
+from models.timelines import Timelines
+from models.towers import OUTPUT, TwoTower, UserInputs
 
 Progress = Callable[[str], None]
+RECALL_AT = 50
+_IMPORTANCE_BATCHES = 8  # read by the importances that depend on data
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,24 @@ class TrainingData:
     timelines: Timelines
     ordered: bool  # False: the log has no times
     item_features: dict[str, npt.NDArray[np.int32]]  # name -> [n_items, F], -1 is padding
+    held_out: HeldOut | None = None  # None: nothing is validated
+
+    @classmethod
+    def split(
+        cls,
+        timelines: Timelines,
+        ordered: bool,
+        item_features: dict[str, npt.NDArray[np.int32]],
+        model: ModelSettings,
+        seed: int,
+    ) -> TrainingData:
+        """Sets the validation events aside, the same ones for every stage."""
+        settings = model.validation
+        if settings.share == 0:
+            return cls(timelines, ordered, item_features)
+        training, validation = cut(timelines, ordered, settings.share, seed)
+        held_out = HeldOut.of(validation, settings.max_queries, seed)
+        return cls(training, ordered, item_features, held_out)
 
 
 @dataclass(frozen=True)
@@ -36,8 +57,7 @@ class Phase:
 
     name: str  # "train" or "recover"
     positives: int
-    losses: list[float]  # one per epoch
-    seconds: float
+    fitted: Fitted
 
 
 @dataclass
@@ -50,6 +70,8 @@ class StageReport:
     phases: list[Phase] = field(default_factory=list)
     owned: dict[str, int] = field(default_factory=dict)  # neurons owned, by layer
     upstream_sha256: str = ""  # of all frozen weights, equal before and after the stage
+    # Objective -> request weights that serve it best; known after the last stage.
+    weights: dict[str, list[float]] = field(default_factory=dict)
 
 
 class FrozenWeightsMovedError(RuntimeError):
@@ -61,7 +83,7 @@ def train_stage(
     data: TrainingData,
     stage: int,
     settings: StageSettings,
-    negatives: NegativeSettings,
+    model: ModelSettings,
     seed: int,
     progress: Progress,
 ) -> StageReport:
@@ -71,39 +93,58 @@ def train_stage(
 
     Args:
       towers: the network as the previous stage left it.
-      data: training timelines.
+      data: training and validation events.
       stage: index of the objective, 0 first.
       settings: of this objective.
-      negatives: shared by all objectives.
+      model: what all objectives share.
       seed: of initial weights, shuffling, dropout and negatives.
-      progress: called with a line of text after every epoch.
+      progress: called with a line of text after every round.
 
     Raises:
       ValueError: no positive at this level, training diverged, or too little room for a stage
         (`TwoTower.release`).
       FrozenWeightsMovedError: the bit-exact guarantee of METHOD 1.3 does not hold.
     """
-    positives = data.timelines.positives(stage)
-    if not len(positives):
+    report = StageReport(stage, settings.name, settings.model_dump(mode="json"))
+    frozen = frozen_sha256(towers, stage)
+    task = StageTask(towers, data.item_features, stage, settings)
+    maker = BatchMaker(
+        data.timelines,
+        data.ordered,
+        stage,
+        towers.spec.towers,
+        settings,
+        model.negatives,
+        towers.spec.n_items,
+        towers.spec.n_users,
+        seed + stage,
+    )
+    if not len(maker.positives):
         raise ValueError(
             f"objective {settings.name!r} has no positive among the training events; "
             "check the levels of the data section, or drop the objective"
         )
-    report = StageReport(stage, settings.name, settings.model_dump(mode="json"))
-    frozen = frozen_sha256(towers, stage)
+    validate = _validator(task, data.held_out, stage)
 
-    def run(name: str, events: npt.NDArray[np.int64], epochs: int) -> None:
-        task = StageTask(towers, data, stage, settings, negatives, positives, seed)
-        report.phases.append(_fit(task, name, events, epochs, settings, seed, progress))
+    def run(name: str, rounds: int) -> None:
+        fitted = fit(
+            task,
+            [maker],
+            rounds,
+            model.validation,
+            validate,
+            lambda text: progress(f"{settings.name}: {name} {text}"),
+        )
+        report.phases.append(Phase(name, len(maker.positives), fitted))
 
-    run("train", positives, settings.epochs)
+    run("train", settings.rounds)
     if stage < towers.spec.n_objectives - 1:
-        towers.release(stage, settings.tau, seed)
+        importance = task.importance(maker)
+        towers.release(stage, settings.tau, seed, importance, settings.prune)
+        task.take_ownership()
         if settings.recovery_share > 0:
-            subset = np.random.default_rng([seed, stage]).choice(
-                positives, max(1, round(settings.recovery_share * len(positives))), replace=False
-            )
-            run("recover", subset, settings.recovery_epochs)
+            maker.subset(settings.recovery_share)
+            run("recover", settings.recovery_rounds)
 
     towers.check_finite()
     if frozen_sha256(towers, stage) != frozen:
@@ -123,185 +164,162 @@ def frozen_sha256(towers: TwoTower, stage: int) -> str:
     return digest.hexdigest()
 
 
-def _fit(
-    task: StageTask,
-    name: str,
-    events: npt.NDArray[np.int64],
-    epochs: int,
-    settings: StageSettings,
-    seed: int,
-    progress: Progress,
-) -> Phase:
-    """Runs the epochs of one phase with a fresh optimiser (METHOD 1.1)."""
-    # The dense moments of the Keras Adam leave a weight whose gradient is always zero untouched:
-    # m = v = 0 gives a step of exactly 0. There is no weight decay that could move it.
-    task.compile(optimizer=tf.keras.optimizers.Adam(settings.learning_rate))
-    batches = (
-        tf.data.Dataset.from_tensor_slices(events.astype(np.int32))
-        .shuffle(len(events), seed=seed, reshuffle_each_iteration=True)
-        .batch(settings.batch_size)
-        .prefetch(2)
-    )
-    started = time.monotonic()
+def _validator(task: StageTask, held_out: HeldOut | None, stage: int) -> Callable[[], float] | None:
+    """Recall@50 at the stage's level, all blocks up to its own weighing 1."""
+    if held_out is None:
+        return None
+    reaching = held_out.only(np.flatnonzero((held_out.target_levels >= stage).any(axis=1)))
+    if not len(reaching):
+        return None
 
-    def tell(epoch: int, logs: dict[str, float]) -> None:
-        progress(
-            f"{settings.name}: {name} epoch {epoch + 1}/{epochs}, loss {logs['total_loss']:.4f}, "
-            f"{time.monotonic() - started:.0f} s"
-        )
+    def validate() -> float:
+        users, items = task.vectors(reaching)
+        top = reaching.top(users, items, min(RECALL_AT, len(items)))
+        return float(np.nanmean(reaching.recall(top, stage, RECALL_AT)))
 
-    history = task.fit(
-        batches,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=tell)],
-    )
-    return Phase(
-        name, len(events), history.history["total_loss"], round(time.monotonic() - started, 3)
-    )
+    return validate
 
 
-class StageTask(tfrs.Model):
-    """The training step of one stage: its loss, and gradients only for what it owns.
-
-    A batch is an int32 [B] tensor of event indices; histories are cut inside the graph.
-    """
+class StageTask(Task):
+    """The training step of one stage: its loss, and gradients only for what it owns."""
 
     def __init__(
         self,
         towers: TwoTower,
-        data: TrainingData,
+        item_features: dict[str, npt.NDArray[np.int32]],
         stage: int,
         settings: StageSettings,
-        negatives: NegativeSettings,
-        positives: npt.NDArray[np.int64],
-        seed: int,
     ):
-        super().__init__()
+        super().__init__(settings.learning_rate)
         self._towers = towers
         self._stage = stage
         self._settings = settings
-        self._histories = Histories(data.timelines, towers.spec.towers.history_length, data.ordered)
-        self._item_features = {name: tf.constant(ids) for name, ids in data.item_features.items()}
-        n_items = towers.spec.n_items
-        self._n_items = n_items
-        self._exact = negatives.kind == "exact" or (
-            negatives.kind == "auto" and n_items <= negatives.exact_limit
-        )
-        self._n_random = negatives.random
-        counts = np.bincount(data.timelines.items[positives], minlength=n_items)
-        self._probability = tf.constant(counts / len(positives), tf.float32)
-        self._masks = {name: tf.constant(m) for name, m in towers.trainable_masks(stage).items()}
+        self._item_features = {name: tf.constant(ids) for name, ids in item_features.items()}
+        # Variables, so that the step is traced once although CPP changes what the stage owns.
+        self._block = tf.Variable(self._owned_outputs(stage), trainable=False)
+        self._upstream = [tf.constant(self._owned_outputs(k)) for k in range(stage)]
+        self._masks = {
+            name: tf.Variable(mask, trainable=False)
+            for name, mask in towers.trainable_masks(stage).items()
+        }
         self._names = list(towers.weights)
-        self._generator = tf.random.Generator.from_seed([seed, stage], alg="philox")
-        self._loss_mean = tf.keras.metrics.Mean(name="total_loss")
+
+    def take_ownership(self) -> None:
+        """Reads anew from the towers what the stage owns."""
+        self._block.assign(self._owned_outputs(self._stage))
+        for name, mask in self._towers.trainable_masks(self._stage).items():
+            self._masks[name].assign(mask)
+
+    def _owned_outputs(self, stage: int) -> npt.NDArray[np.float32]:
+        return (self._towers.owners[OUTPUT] == stage).astype(np.float32)
 
     @property
-    def metrics(self) -> list[tf.keras.metrics.Metric]:
-        """Reset by Keras at the start of every epoch."""
-        return [self._loss_mean]
+    def moving(self) -> list[tf.Variable]:
+        """The weights of which the stage may move a part."""
+        return [self._towers.weights[name] for name in self._names]
 
-    def train_step(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        """One optimiser step; replaces the step of tfrs.Model because gradients are masked."""
-        weights = [self._towers.weights[name] for name in self._names]
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(inputs, training=True)
-        gradients = self.masked_gradients(tape, loss)
-        self.optimizer.apply_gradients(
-            [(g, w) for g, w in zip(gradients, weights, strict=True) if g is not None]
-        )
-        self._loss_mean.update_state(loss, tf.size(inputs))
-        return {"total_loss": self._loss_mean.result()}
-
-    def masked_gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor | None]:
-        """Gradients in the order of `TwoTower.weights`, exactly 0 where the stage owns nothing."""
-        weights = [self._towers.weights[name] for name in self._names]
+    def masked(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
+        """The gradients of `moving`, exactly 0 where the stage owns nothing."""
         return [
             None if gradient is None else _masked(gradient, self._masks[name])
-            for name, gradient in zip(self._names, tape.gradient(loss, weights), strict=True)
+            for name, gradient in zip(self._names, gradients, strict=True)
         ]
 
-    def compute_loss(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Softmax loss of the batch of events [B] at this stage's level (METHOD 1.1, 1.5, 1.6)."""
-        users = self._towers.users(self._user_inputs(inputs, training))
-        targets = self._histories.targets(inputs)
-        if self._exact:
-            candidates = tf.range(self._n_items)
-            positives = targets
-            removed = self._removed_from_catalogue(inputs)
-            log_q = None
-        else:
-            random = self._generator.uniform([self._n_random], 0, self._n_items, tf.int32)
-            candidates = tf.concat([targets, random], axis=0)
-            positives = tf.range(tf.size(targets))
-            removed = self._removed_from(inputs, targets, candidates)
-            log_q = losses.log_expected_count(
-                tf.gather(self._probability, candidates),
-                tf.size(targets),
-                self._n_random,
-                self._n_items,
-            )
-        features = {name: tf.gather(ids, candidates) for name, ids in self._item_features.items()}
-        items = self._towers.items(candidates, features)
-        logits = self._scores(users, items, positives) / self._settings.temperature
-        return losses.softmax_loss(logits, positives, removed, log_q)
-
-    def _scores(self, users: tf.Tensor, items: tf.Tensor, positives: tf.Tensor) -> tf.Tensor:
-        """[B, C] this stage's scores, with margins and, for an increment head, upstream added."""
-        towers, stage, settings = self._towers, self._stage, self._settings
-        scores = tf.matmul(towers.block(users, stage), towers.block(items, stage), transpose_b=True)
-        if stage == 0:
-            return scores
+    def compute_loss(self, inputs: tuple[TensorBatch, ...], training: bool = False) -> tf.Tensor:
+        """Softmax loss of a `batches.Batch` at this stage's level (METHOD 1.1, 1.5, 1.6)."""
+        (batch,), settings = inputs, self._settings
+        users = self._towers.users(user_inputs(batch))
+        items = self.items(batch["candidates"])
+        scores = tf.matmul(
+            _normalised(users, self._block), _normalised(items, self._block), transpose_b=True
+        )
+        common = batch["positives"], batch["log_q"], batch["offsets"]
+        if not self._upstream:
+            return losses.softmax_loss(scores / settings.temperature, *common)
         upstream = tf.stop_gradient(
-            tf.add_n(
-                [
-                    tf.matmul(towers.block(users, k), towers.block(items, k), transpose_b=True)
-                    for k in range(stage)
-                ]
-            )
+            tf.matmul(self._frozen(users), self._frozen(items), transpose_b=True)
         )
         if settings.head == "increment":
-            scores += upstream
-        if settings.gamma > 0:
-            of_positive = tf.gather(upstream, positives, axis=1, batch_dims=1)[:, None]
-            margins = losses.adaptive_margins(upstream, of_positive, settings.gamma)
-            is_positive = tf.one_hot(positives, tf.shape(scores)[1])
-            scores += margins * (1.0 - is_positive)
-        return scores
-
-    def _user_inputs(self, events: tf.Tensor, training: bool) -> UserInputs:
-        inputs = self._histories.user_inputs(events, self._generator)
-        if not training:
-            return inputs
-        hidden = self._uniform(inputs.history_items) < self._settings.history_dropout
-        anonymous = self._uniform(inputs.user_ids) < self._settings.user_id_dropout
-        return dataclasses.replace(
-            inputs,
-            history_items=tf.where(hidden, -1, inputs.history_items),
-            user_ids=tf.where(anonymous, self._towers.spec.n_users, inputs.user_ids),
+            scores = settings.scale * scores + upstream
+        logits = scores / settings.temperature
+        if settings.gamma == 0 or settings.margin == "depth":  # those are in the offsets
+            return losses.softmax_loss(logits, *common)
+        return losses.margin_loss(
+            logits, upstream, *common, settings.gamma, settings.temperature, settings.margin
         )
 
-    def _uniform(self, like: tf.Tensor) -> tf.Tensor:
-        return self._generator.uniform(tf.shape(like))
+    def importance(self, maker: BatchMaker) -> dict[str, masks.Importances]:
+        """Importance of every neuron as the settings define it, by owner vector.
 
-    def _removed_from_catalogue(self, events: tf.Tensor) -> tf.Tensor:
-        """[B, n_items] True where the item is no negative for the event."""
-        items, valid = self._histories.known(events, self._stage)
-        rows = tf.broadcast_to(tf.range(tf.size(events))[:, None], tf.shape(items))
-        hits = tf.boolean_mask(tf.stack([rows, items], axis=-1), valid)
-        shape = [tf.size(events), self._n_items]
-        return tf.scatter_nd(hits, tf.ones(tf.shape(hits)[0], tf.int32), shape) > 0
+        What depends on data is a mean over a few batches of the maker.
+        """
+        if self._settings.importance == "l1":
+            return self._towers.importance()
+        measure = {"activation": self._activations, "gradient": self._sensitivities}[
+            self._settings.importance
+        ]
+        measured = [
+            measure(tf.nest.map_structure(tf.constant, vars(batch)))
+            for batch in itertools.islice(maker.batches(), _IMPORTANCE_BATCHES)
+        ]
+        return {name: np.mean([m[name] for m in measured], axis=0) for name in measured[0]}
 
-    def _removed_from(
-        self, events: tf.Tensor, targets: tf.Tensor, candidates: tf.Tensor
-    ) -> tf.Tensor:
-        """[B, C] True where the candidate is no negative: known to the user, or the target."""
-        items, valid = self._histories.known(events, self._stage)
-        ordered = tf.sort(tf.where(valid, items, -1), axis=1)
-        wanted = tf.broadcast_to(candidates[None, :], [tf.size(events), tf.size(candidates)])
-        place = tf.minimum(tf.searchsorted(ordered, wanted), tf.shape(ordered)[1] - 1)
-        known = tf.gather(ordered, place, axis=1, batch_dims=1) == wanted
-        return known | (wanted == targets[:, None])
+    def _activations(self, batch: TensorBatch) -> dict[str, masks.Importances]:
+        """Mean absolute output of every neuron."""
+        ids = batch["candidates"]
+        return self._towers.activations(user_inputs(batch), ids, self._features_of(ids))
+
+    def _sensitivities(self, batch: TensorBatch) -> dict[str, masks.Importances]:
+        """Sum over the incoming weights of every neuron of |gradient x weight|."""
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss((batch,))
+        gradients = tape.gradient(loss, self.moving, unconnected_gradients="zero")
+        return self._towers.incoming(
+            {
+                name: np.abs(tf.convert_to_tensor(gradient).numpy() * weight.numpy())
+                for name, gradient, weight in zip(self._names, gradients, self.moving, strict=True)
+            }
+        )
+
+    def items(self, ids: tf.Tensor) -> tf.Tensor:
+        """Raw outputs [C, D] of the item tower for the items [C]."""
+        return self._towers.items(ids, self._features_of(ids))
+
+    def _features_of(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {name: tf.gather(table, ids) for name, table in self._item_features.items()}
+
+    def _frozen(self, outputs: tf.Tensor) -> tf.Tensor:
+        """[N, D] the blocks of the stages before, each L2-normalised, zeros elsewhere."""
+        return tf.add_n([_normalised(outputs, block) for block in self._upstream])
+
+    def vectors(self, held_out: HeldOut) -> tuple[npt.NDArray, npt.NDArray]:
+        """(queries [Q, D], items [N, D]): all blocks up to this stage's own, weighing 1."""
+        spec = self._towers.spec
+        users = [
+            self._vector(self._towers.users(inputs))
+            for inputs in held_out.user_inputs(spec.towers.history_length, spec.n_users)
+        ]
+        return np.concatenate(users), self._vector(self.items(tf.range(spec.n_items)))
+
+    def _vector(self, outputs: tf.Tensor) -> npt.NDArray[np.float32]:
+        own = _normalised(outputs, self._block)
+        return tf.add_n([own, *(_normalised(outputs, block) for block in self._upstream)]).numpy()
+
+
+def user_inputs(batch: TensorBatch) -> UserInputs:
+    """The part of a batch that the user tower reads."""
+    return UserInputs(
+        history_items=batch["history_items"],
+        history_levels=batch["history_levels"],
+        history_ranks=batch["history_ranks"],
+        user_ids=batch["user_ids"],
+        features=batch["features"],
+    )
+
+
+def _normalised(outputs: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
+    """[N, D] the block's coordinates L2-normalised by themselves, zeros elsewhere."""
+    return tf.math.l2_normalize(outputs * block, axis=1, epsilon=1e-12)
 
 
 def _masked(gradient: tf.Tensor | tf.IndexedSlices, mask: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,7 @@
-"""User timelines in memory, and the (history so far -> next item) pairs they hold.
+"""User timelines in memory.
 
-Each event is stored once, in flat arrays with offsets (CSR); pairs are windows into them, cut in
-the graph, batch by batch. That is 21 bytes an event: 100 million events take 2 GB.
+Each event is stored once, in flat arrays with offsets (CSR): 20 bytes an event. What training and
+validation read (`models.batches`, `models.held_out`) are windows into them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from models.towers import UserInputs
 from schemas import names
 
 Ints = npt.NDArray[np.int32]
@@ -51,11 +50,14 @@ class Timelines:
         return starts[np.cumsum(new_group) - 1]
 
     def best_levels(self) -> Ints:
-        """[E] highest level that the event's user reaches on the event's item in this timeline."""
+        """[E] highest level that the event's user reaches on the event's item in this timeline.
+
+        A target counts, too: it may know of an event in a later chunk of the user.
+        """
         key = self.timeline_of.astype(np.int64) * (int(self.items.max(initial=0)) + 2) + self.items
         _, inverse = np.unique(key, return_inverse=True)
         best = np.full(inverse.max(initial=-1) + 1, -1, np.int32)
-        np.maximum.at(best, inverse, self.levels)
+        np.maximum.at(best, inverse, np.maximum(self.levels, self.targets))
         return best[inverse]
 
     def positives(self, level: int) -> npt.NDArray[np.int64]:
@@ -113,82 +115,10 @@ def read_timelines(
     )
 
 
-def padded(lists: list[npt.NDArray[np.int64]]) -> Ints:
+def padded(lists: Sequence[npt.NDArray[np.integer]]) -> Ints:
     """[n, F] the lists side by side, padded with -1 to the longest, at least one column."""
     width = max([1, *(len(values) for values in lists)])
     table = np.full((len(lists), width), -1, np.int32)
     for row, values in zip(table, lists, strict=True):
         row[: len(values)] = values
     return table
-
-
-class Histories:
-    """Cuts the histories of events out of timelines, inside the TensorFlow graph."""
-
-    def __init__(self, timelines: Timelines, length: int, ordered: bool):
-        """Copies the timelines into tensors.
-
-        Args:
-          timelines: the events.
-          length: H, the most recent events that a history keeps.
-          ordered: True = a history holds what lies strictly before the event. False = the log has
-            no times: it holds the user's other items, a random stretch of H of them.
-        """
-        owner = timelines.timeline_of
-        self._length = length
-        self._ordered = ordered
-        self._items = tf.constant(timelines.items)
-        self._levels = tf.constant(timelines.levels)
-        self._best_levels = tf.constant(timelines.best_levels())
-        self._begin = tf.constant(timelines.offsets[:-1][owner], tf.int32)
-        self._end = tf.constant(timelines.offsets[1:][owner], tf.int32)
-        self._history_end = tf.constant(timelines.history_ends(), tf.int32)
-        self._user_ids = tf.constant(timelines.user_ids[owner])
-        self._owner = tf.constant(owner)
-        self._features = {name: tf.constant(ids) for name, ids in timelines.features.items()}
-
-    def targets(self, events: tf.Tensor) -> tf.Tensor:
-        """[B] item ids of the events."""
-        return tf.gather(self._items, events)
-
-    def user_inputs(self, events: tf.Tensor, generator: tf.random.Generator) -> UserInputs:
-        """What the user tower reads at each of the events [B]; the target is never in it."""
-        begin = tf.gather(self._begin, events)[:, None]
-        steps = tf.range(self._length)[None, :]
-        if self._ordered:
-            index = tf.gather(self._history_end, events)[:, None] - 1 - steps
-            valid = index >= begin
-        else:
-            size = tf.gather(self._end, events)[:, None] - begin
-            offset = generator.uniform(tf.shape(size), 0, 2**30, tf.int32)
-            index = begin + (offset + steps) % size
-            valid = steps < size
-        index = tf.maximum(index, 0)
-        items = tf.gather(self._items, index)
-        valid &= items != self.targets(events)[:, None]
-        owner = tf.gather(self._owner, events)
-        return UserInputs(
-            history_items=tf.where(valid, items, -1),
-            history_levels=tf.gather(self._levels, index),
-            user_ids=tf.gather(self._user_ids, events),
-            features={name: tf.gather(ids, owner) for name, ids in self._features.items()},
-        )
-
-    def known(self, events: tf.Tensor, level: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Items that are no negatives for the events: seen before, or liked at this level.
-
-        Returns:
-          (items, valid): int32 [B, M] and bool [B, M], M = the longest timeline of the batch.
-        """
-        begin = tf.gather(self._begin, events)[:, None]
-        end = tf.gather(self._end, events)[:, None]
-        index = begin + tf.range(tf.reduce_max(end - begin))[None, :]
-        inside = index < end
-        index = tf.minimum(index, tf.size(self._items) - 1)
-        items = tf.gather(self._items, index)
-        liked = tf.gather(self._best_levels, index) >= level
-        if self._ordered:
-            liked |= index < tf.gather(self._history_end, events)[:, None]
-        else:
-            liked = tf.ones_like(liked)  # without times, all of a user's items are "seen"
-        return items, inside & liked & (items >= 0)

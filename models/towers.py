@@ -1,14 +1,14 @@
 """The masked two-tower network: tables, layers, and who owns each of their neurons.
 
-User tower: embeddings of the user's past items, pooled once per funnel level, then the user id
-and the user's features. Item tower: item id and item features. Both end in a head of D outputs
-that share one set of owners, so that the inner product stays aligned (METHOD 1.2).
+User tower: embeddings of the user's past items, pooled for every funnel level (all alike, and with
+recent ones weighing more), then the user id and the user's features. Item tower: item id and item
+features. Both end in a head of D outputs that share one set of owners, so that the inner product
+stays aligned (METHOD 1.2).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from models import masks
-from models.settings import TowerSettings
+from models.settings import PruneRule, TowerSettings
 
 OUTPUT = "output"  # owners of the D coordinates, one set for both towers
 HISTORY = "history"
@@ -41,6 +41,7 @@ class TowerSpec:
 
     towers: TowerSettings
     n_objectives: int
+    ordered: bool  # False: the log has no times, so no item of a history is the most recent
     n_items: int
     n_users: int
     user_features: dict[str, int]
@@ -63,6 +64,7 @@ class UserInputs:
 
     history_items: tf.Tensor  # [B, H]
     history_levels: tf.Tensor  # [B, H]
+    history_ranks: tf.Tensor  # [B, H], 0 = the most recent event
     user_ids: tf.Tensor  # [B]
     features: dict[str, tf.Tensor]  # name -> [B, F]
 
@@ -105,7 +107,8 @@ class TwoTower(tf.Module):
             f"item_{name}": (size, towers.feature_embedding)
             for name, size in spec.item_features.items()
         }
-        user_inputs = (HISTORY,) * spec.n_objectives + (
+        self._decays = (0.0, *(1 / r for r in towers.recency if spec.ordered))
+        user_inputs = (HISTORY,) * (spec.n_objectives * len(self._decays)) + (
             USER_ID,
             *(f"user_{name}" for name in spec.user_features),
         )
@@ -126,7 +129,7 @@ class TwoTower(tf.Module):
                 self._fan_in(layer),
                 len(self.owners[layer.outputs]),
             )
-            self._add_weight(layer.weight, _initial(rng, shape, is_table=not layer.inputs))
+            self._add_weight(layer.weight, initial_weights(rng, shape, is_table=not layer.inputs))
             if layer.bias:
                 self._add_weight(layer.bias, np.zeros(shape[1], np.float32))
 
@@ -150,13 +153,16 @@ class TwoTower(tf.Module):
 
     def users(self, inputs: UserInputs) -> tf.Tensor:
         """Raw outputs [B, D] of the user tower, not normalised, columns in storage order."""
-        parts = [*self._pooled_histories(inputs.history_items, inputs.history_levels)]
-        parts.append(tf.gather(self.weights[USER_ID], inputs.user_ids))
+        return self._run(self._user_layers, self.embed_users(inputs))[-1]
+
+    def embed_users(self, inputs: UserInputs) -> tf.Tensor:
+        """[B, F] what the user tower's layers read: pooled histories, user id, features."""
+        parts = [self._pooled_histories(inputs), tf.gather(self.weights[USER_ID], inputs.user_ids)]
         parts += [
             _pooled(self.weights[f"user_{name}"], inputs.features[name])
             for name in self.spec.user_features
         ]
-        return self._run(self._user_layers, tf.concat(parts, axis=1))
+        return tf.concat(parts, axis=1)
 
     def items(self, item_ids: tf.Tensor, features: dict[str, tf.Tensor]) -> tf.Tensor:
         """Raw outputs [N, D] of the item tower.
@@ -165,28 +171,47 @@ class TwoTower(tf.Module):
           item_ids: int32 [N]; -1 (an unknown item) reads as a zero embedding.
           features: name -> int32 [N, F], -1 is padding.
         """
+        return self._run(self._item_layers, self.embed_items(item_ids, features))[-1]
+
+    def embed_items(self, item_ids: tf.Tensor, features: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[N, F] what the item tower's layers read: item id and features."""
         parts = [_pooled(self.weights[ITEM_ID], item_ids[:, None])]
         parts += [
             _pooled(self.weights[f"item_{name}"], features[name])
             for name in self.spec.item_features
         ]
-        return self._run(self._item_layers, tf.concat(parts, axis=1))
+        return tf.concat(parts, axis=1)
 
-    def _pooled_histories(self, items: tf.Tensor, levels: tf.Tensor) -> Iterator[tf.Tensor]:
-        """For each objective k: sum over the past items that reached k, divided by sqrt(count)."""
-        known = items >= 0
-        embedded = tf.gather(self.weights[HISTORY], tf.maximum(items, 0))  # [B, H, E]
-        for level in range(self.spec.n_objectives):
-            reached = tf.cast(known & (levels >= level), tf.float32)  # [B, H]
-            total = tf.einsum("bh,bhe->be", reached, embedded)
-            yield total / tf.sqrt(tf.maximum(tf.reduce_sum(reached, 1, keepdims=True), 1.0))
+    def _pooled_histories(self, inputs: UserInputs) -> tf.Tensor:
+        """[B, P * E] for each decay and each objective k: the past items that reached k, pooled.
 
-    def _run(self, layers: list[_Layer], x: tf.Tensor) -> tf.Tensor:
+        The r-th most recent event weighs exp(-r * decay); weights are scaled to unit L2 norm,
+        which for equal weights is the sum divided by sqrt(count). The scaling stops at 1e-6, so
+        events that a decay has all but forgotten give a vector near zero.
+        """
+        known = inputs.history_items >= 0
+        embedded = tf.gather(self.weights[HISTORY], tf.maximum(inputs.history_items, 0))
+        reached = tf.stack(
+            [
+                tf.cast(known & (inputs.history_levels >= level), tf.float32)
+                for level in range(self.spec.n_objectives)
+            ],
+            axis=1,
+        )  # [B, K, H]
+        ranks = tf.cast(inputs.history_ranks, tf.float32)[:, None, :]
+        weights = tf.concat([reached * tf.exp(-decay * ranks) for decay in self._decays], axis=1)
+        pooled = tf.matmul(tf.math.l2_normalize(weights, axis=2, epsilon=1e-12), embedded)
+        return tf.reshape(pooled, [tf.shape(pooled)[0], pooled.shape[1] * pooled.shape[2]])
+
+    def _run(self, layers: list[_Layer], x: tf.Tensor) -> list[tf.Tensor]:
+        """Outputs of every layer of a tower, the head's last."""
+        outputs = []
         for depth, layer in enumerate(layers):
             x = tf.matmul(x, self.weights[layer.weight]) + self.weights[layer.bias or ""]
             if depth < len(layers) - 1:
                 x = tf.nn.relu(x)
-        return x
+            outputs.append(x)
+        return outputs
 
     def block(self, outputs: tf.Tensor, stage: int) -> tf.Tensor:
         """[N, D_k]: the coordinates that `stage` owns, L2-normalised by themselves."""
@@ -218,17 +243,66 @@ class TwoTower(tf.Module):
                 result[layer.bias] = owned
         return result
 
-    def importance(self) -> dict[str, npt.NDArray[np.float64]]:
+    def importance(self) -> dict[str, masks.Importances]:
         """L1 norm of the incoming weights of every neuron, by owner vector.
 
         The head adds both towers, as they share their output neurons.
         """
+        return self.incoming({name: np.abs(w.numpy()) for name, w in self.weights.items()})
+
+    def incoming(self, values: dict[str, Array]) -> dict[str, masks.Importances]:
+        """Sum of a quantity over the incoming weights of every neuron, by owner vector.
+
+        Args:
+          values: the quantity by weight, in the weight's shape; biases are not read.
+        """
         result = {name: np.zeros(len(owners)) for name, owners in self.owners.items()}
         for layer in self._layers:
-            result[layer.outputs] += np.abs(self.weights[layer.weight].numpy().astype(float)).sum(0)
+            result[layer.outputs] += values[layer.weight].astype(float).sum(0)
         return result
 
-    def release(self, stage: int, tau: float, seed: int) -> None:
+    def activations(
+        self, users: UserInputs, item_ids: tf.Tensor, features: dict[str, tf.Tensor]
+    ) -> dict[str, masks.Importances]:
+        """Mean absolute output of every neuron over users and items, by owner vector.
+
+        A table's column is averaged over the rows that are looked up, once per look-up; a hidden
+        neuron counts after its ReLU. The head adds both towers.
+
+        Args:
+          users: as `users` reads them.
+          item_ids: as `items` reads them.
+          features: as `items` reads them.
+        """
+        looked_up = {HISTORY: users.history_items, USER_ID: users.user_ids, ITEM_ID: item_ids}
+        looked_up |= {f"user_{name}": users.features[name] for name in self.spec.user_features}
+        looked_up |= {f"item_{name}": features[name] for name in self.spec.item_features}
+        outputs = [
+            (name, tf.gather(self.weights[name], tf.boolean_mask(ids, ids >= 0)))
+            for name, ids in looked_up.items()
+        ]
+        for layers, x in (
+            (self._user_layers, self.embed_users(users)),
+            (self._item_layers, self.embed_items(item_ids, features)),
+        ):
+            outputs += [
+                (layer.outputs, output)
+                for layer, output in zip(layers, self._run(layers, x), strict=True)
+            ]
+        result = {name: np.zeros(len(owners)) for name, owners in self.owners.items()}
+        for name, output in outputs:
+            absolute = np.abs(output.numpy().astype(float))
+            result[name] += absolute.sum(axis=0) / max(1, len(absolute))
+        return result
+
+    def release(
+        self,
+        stage: int,
+        tau: float,
+        seed: int,
+        importance: dict[str, masks.Importances] | None = None,
+        rule: PruneRule = "cumulative",
+    ) -> None:
         """CPP at neuron level: gives the least important neurons of `stage` to the next stage.
 
         Their incoming weights are drawn anew at initial scale, and what the neurons that stay
@@ -236,24 +310,22 @@ class TwoTower(tf.Module):
 
         Args:
           stage: the stage that was just trained.
-          tau: share of each layer's L1 mass to free.
+          tau: share to free, of each layer's L1 mass by default.
           seed: of the new weights.
+          importance: of every neuron, by owner vector; None = `importance()`.
+          rule: what `tau` is a share of.
 
         Raises:
           ValueError: a stage would own fewer output coordinates than `minimum_block`.
         """
-        importance = self.importance()
-        after = {
-            name: masks.hand_over(owners, importance[name], stage, tau)
-            for name, owners in self.owners.items()
-        }
+        after = masks.hand_over(self.owners, importance or self.importance(), stage, tau, rule)
         self._check_room(after[OUTPUT], stage, tau)
         self.owners = after
         # The stage goes in, too: the seed alone would draw anew what __init__ drew.
         rng = np.random.default_rng([seed, stage + 1])
         for layer in self._layers:
             weight = self.weights[layer.weight]
-            fresh = _initial(rng, tuple(weight.shape), is_table=not layer.inputs)
+            fresh = initial_weights(rng, tuple(weight.shape), is_table=not layer.inputs)
             freed = self.owners[layer.outputs] == stage + 1
             value = np.where(freed[None, :], fresh, weight.numpy())
             if layer.inputs:
@@ -308,7 +380,7 @@ class TwoTower(tf.Module):
         return model
 
 
-def _initial(rng: np.random.Generator, shape: tuple[int, ...], is_table: bool) -> Array:
+def initial_weights(rng: np.random.Generator, shape: tuple[int, ...], is_table: bool) -> Array:
     """Normal for tables, Glorot uniform for layers."""
     if is_table:
         return rng.normal(0.0, _TABLE_STDDEV, shape).astype(np.float32)

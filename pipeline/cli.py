@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from benchmarks.cli import bench
+
 EXIT_NOT_BLESSED = 3
 
 _WORKDIR = click.option(
@@ -45,6 +47,8 @@ def main(verbose: bool) -> None:
     # (tensorflow/recommenders#712).
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "3")
+    if not verbose:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
     from pipeline.console import set_up_logging
 
     set_up_logging(verbose)
@@ -184,6 +188,9 @@ def fetch(name: str, data_dir: Path) -> None:
 
     directory = fetch_dataset(name, data_dir, click.echo)
     click.echo((directory / "TERMS.txt").read_text(encoding="utf-8"))
+
+
+main.add_command(bench)
 
 
 if __name__ == "__main__":

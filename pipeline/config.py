@@ -102,6 +102,18 @@ class PipelineConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_dropout(self) -> PipelineConfig:
+        if self.data.split.kind != "time":
+            for stage in self.objectives:
+                if stage.history_dropout == 0:
+                    raise ValueError(
+                        f"objectives.{stage.name}.history_dropout is 0; without times "
+                        "(split.kind: leave_out) the hidden part of a history is what is "
+                        "predicted, so it must be above 0"
+                    )
+        return self
+
     def sha256(self) -> str:
         """Hash of the configuration's content, defaults included."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

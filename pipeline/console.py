@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
 # Titles and messages are data: nothing in them is markup or the name of an emoji.
 _console = Console(emoji=False)
+_WIDE = 165
 
 
 def say(what: Any, style: str | None = None) -> None:
     """Prints text as it is, or anything that rich can draw."""
     _console.print(what, style=style, markup=False, highlight=False)
+
+
+def say_wide(table: Table) -> None:
+    """Prints a table that needs more columns than most terminals have."""
+    Console(emoji=False, width=max(_console.width, _WIDE)).print(table, markup=False)
 
 
 def set_up_logging(verbose: bool) -> None:

@@ -127,7 +127,7 @@ def create_pipeline(
                 transformed_examples=transform.outputs["transformed_examples"],
                 previous=previous,
                 stage_index=index,
-                n_objectives=len(objectives),
+                objectives=objectives,
                 settings=settings,
                 model=config.model,
                 features=features,

@@ -423,12 +423,12 @@ def _lines(node: LineageNode) -> Iterator[tuple[str, str]]:
 
 
 def _report_lines(content: Any) -> list[str]:
-    """The numbers of a report: one line for the scalars, one for each mapping of scalars."""
+    """The numbers of a report: one line for the short values, one for each mapping of them."""
     lines: list[str] = []
 
     def add(title: str, value: Mapping[str, Any]) -> None:
         shown = {key: item for key, item in value.items() if key not in _HIDDEN_REPORT_KEYS}
-        scalars = [(k, v) for k, v in shown.items() if isinstance(v, bool | int | float | str)]
+        scalars = [(k, v) for k, v in shown.items() if _is_short(v)]
         if scalars:
             lines.append(f"{title}{': ' if title else ''}{_pairs(scalars)}")
         checks = value.get("checks")
@@ -446,6 +446,13 @@ def _report_lines(content: Any) -> list[str]:
         more = len(lines) - _MAX_REPORT_LINES
         lines = [*lines[:_MAX_REPORT_LINES], f"... {more} more lines in the file"]
     return lines
+
+
+def _is_short(value: Any) -> bool:
+    """A scalar, or a list of numbers such as weights and sizes of blocks."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(number, int | float) for number in value)
+    return isinstance(value, bool | int | float | str)
 
 
 def _pairs(items: Iterable[tuple[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pipeline", "components", "models", "schemas", "serving", "configs")
+PACKAGES = ("pipeline", "components", "models", "schemas", "serving", "configs", "benchmarks")
 MAKE_TARGETS = ("run", "test", "unit", "slow", "lint", "lock", "clean", "help")
 
 

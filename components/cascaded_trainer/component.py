@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import standard_artifacts
 from tfx.types.channel import BaseChannel, Channel
@@ -18,7 +21,7 @@ class CascadedTrainerSpec(ComponentSpec):
 
     PARAMETERS = {
         spec.STAGE_INDEX_KEY: ExecutionParameter(type=int),
-        spec.N_OBJECTIVES_KEY: ExecutionParameter(type=int),
+        spec.OBJECTIVES_KEY: ExecutionParameter(type=str),
         spec.SETTINGS_KEY: ExecutionParameter(type=str),
         spec.MODEL_KEY: ExecutionParameter(type=str),
         spec.FEATURES_KEY: ExecutionParameter(type=str),
@@ -52,7 +55,7 @@ class CascadedTrainer(base_component.BaseComponent):
         transformed_examples: BaseChannel,
         previous: BaseChannel | None,
         stage_index: int,
-        n_objectives: int,
+        objectives: Sequence[str],
         settings: StageSettings,
         model: ModelSettings,
         features: FeatureKinds,
@@ -66,7 +69,7 @@ class CascadedTrainer(base_component.BaseComponent):
           transformed_examples: of Transform.
           previous: the stage before, None for the first.
           stage_index: 0 for the first objective.
-          n_objectives: K.
+          objectives: names of all K, first of the funnel first.
           settings: of this objective.
           model: shared by all objectives.
           features: side features of users and items.
@@ -79,7 +82,7 @@ class CascadedTrainer(base_component.BaseComponent):
                 transformed_examples=transformed_examples,
                 previous=previous,
                 stage_index=stage_index,
-                n_objectives=n_objectives,
+                objectives=json.dumps(list(objectives)),
                 settings=settings.model_dump_json(),
                 model=model.model_dump_json(),
                 features=features.model_dump_json(),

@@ -23,6 +23,7 @@ from models.settings import ModelSettings, StageSettings
 from models.stages import TrainingData, train_stage
 from models.timelines import read_timelines
 from models.towers import TowerSpec, TwoTower
+from models.weighting import chosen_weights
 from schemas.names import CATALOGUE_SPLIT, TRAIN_SPLIT
 
 _log = logging.getLogger("csmf")
@@ -37,7 +38,7 @@ class Executor(base_executor.BaseExecutor):
         output_dict: dict[str, list[Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Trains one stage.
+        """Trains one stage; after the last one it also chooses the request weights.
 
         Args:
           input_dict:
@@ -62,7 +63,9 @@ class Executor(base_executor.BaseExecutor):
         model = ModelSettings.parse(json.loads(exec_properties[spec.MODEL_KEY]))
         settings = StageSettings.parse(json.loads(exec_properties[spec.SETTINGS_KEY]))
         features = FeatureKinds.parse(json.loads(exec_properties[spec.FEATURES_KEY]))
+        objectives: list[str] = json.loads(exec_properties[spec.OBJECTIVES_KEY])
         stage = exec_properties[spec.STAGE_INDEX_KEY]
+        ordered = bool(exec_properties[spec.ORDERED_KEY])
 
         if previous := input_dict.get(spec.PREVIOUS_KEY):
             towers = TwoTower.load(Path(artifact_utils.get_single_uri(previous)))
@@ -70,7 +73,8 @@ class Executor(base_executor.BaseExecutor):
             towers = TwoTower(
                 TowerSpec(
                     towers=model.towers,
-                    n_objectives=exec_properties[spec.N_OBJECTIVES_KEY],
+                    n_objectives=len(objectives),
+                    ordered=ordered,
                     n_items=transform.vocabulary_size_by_name(ITEM_VOCABULARY),
                     n_users=transform.vocabulary_size_by_name(USER_VOCABULARY),
                     user_features=features.user_sizes(transform),
@@ -78,19 +82,23 @@ class Executor(base_executor.BaseExecutor):
                 ),
                 seed,
             )
-        data = TrainingData(
-            timelines=read_timelines(
+        data = TrainingData.split(
+            read_timelines(
                 read_split(examples, TRAIN_SPLIT),
                 towers.spec.n_items,
                 towers.spec.n_users,
                 list(features.user),
             ),
-            ordered=bool(exec_properties[spec.ORDERED_KEY]),
-            item_features=read_catalogue(
+            ordered,
+            read_catalogue(
                 read_split(examples, CATALOGUE_SPLIT), transform, features.item
             ).features,
+            model,
+            seed,
         )
-        report = train_stage(towers, data, stage, settings, model.negatives, seed, _log.info)
+        report = train_stage(towers, data, stage, settings, model, seed, _log.info)
+        if stage == len(objectives) - 1:
+            report.weights = chosen_weights(towers, data, objectives)
 
         artifact = artifact_utils.get_single_instance(output_dict[spec.STAGE_KEY])
         directory = Path(artifact.uri)
@@ -102,4 +110,4 @@ class Executor(base_executor.BaseExecutor):
         artifact.objective = settings.name
         artifact.set_string_custom_property("owned", json.dumps(report.owned))
         artifact.set_string_custom_property("upstream_sha256", report.upstream_sha256)
-        artifact.set_float_custom_property("loss", report.phases[-1].losses[-1])
+        artifact.set_float_custom_property("loss", report.phases[-1].fitted.losses[-1])

@@ -12,7 +12,7 @@ STAGE_KEY = "stage"  # CascadeStage
 
 # --- execution properties --------------------------------------------------------------------
 STAGE_INDEX_KEY = "stage_index"  # int, 0 = first objective
-N_OBJECTIVES_KEY = "n_objectives"  # int
+OBJECTIVES_KEY = "objectives"  # JSON list of names, first of the funnel first
 SETTINGS_KEY = "settings"  # JSON of models.settings.StageSettings, of this objective only
 MODEL_KEY = "model"  # JSON of models.settings.ModelSettings
 FEATURES_KEY = "features"  # JSON of models.features.FeatureKinds

@@ -11,6 +11,7 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.types.artifact import Artifact
 
+from components.cascaded_trainer.spec import REPORT_FILE
 from components.examples import read_split
 from components.index_builder import spec
 from models.catalogue import read_catalogue
@@ -50,7 +51,8 @@ class Executor(base_executor.BaseExecutor):
             artifact_utils.get_single_uri(input_dict[spec.TRANSFORM_GRAPH_KEY])
         )
         examples = input_dict[spec.TRANSFORMED_EXAMPLES_KEY]
-        towers = TwoTower.load(Path(artifact_utils.get_single_uri(input_dict[spec.STAGE_KEY])))
+        stage = Path(artifact_utils.get_single_uri(input_dict[spec.STAGE_KEY]))
+        towers = TwoTower.load(stage)
         features = FeatureKinds.parse(json.loads(exec_properties[spec.FEATURES_KEY]))
         # A served profile knows all that is known, the held-out events too.
         timelines = [
@@ -74,6 +76,7 @@ class Executor(base_executor.BaseExecutor):
             build_profiles(timelines, towers.spec.n_users),
             IndexSettings.parse(json.loads(exec_properties[spec.SETTINGS_KEY])),
             json.loads(exec_properties[spec.OBJECTIVES_KEY]),
+            json.loads((stage / REPORT_FILE).read_text(encoding="utf-8"))["weights"],
         )
         artifact.set_string_custom_property("model_id", manifest["model_id"])
         artifact.set_string_custom_property("block_sizes", json.dumps(manifest["block_sizes"]))

@@ -27,6 +27,8 @@ from schemas.versions import newest_version
 
 _log = logging.getLogger("csmf")
 
+Weights = dict[str, list[float]]  # objective -> request weights it is measured at
+
 
 class Executor(base_executor.BaseExecutor):
     """Measures the candidate, popularity and the latest blessed model on the same queries."""
@@ -68,21 +70,27 @@ class Executor(base_executor.BaseExecutor):
         _log.info("evaluating on %d held-out moments", len(evaluation.queries))
         import scann  # noqa: F401 - registers the ops that the scann flavour needs
 
-        served = evaluation.lists(Model(f"{model_uri}/{names.SCANN_FLAVOUR}", features))
+        candidate = Model(f"{model_uri}/{names.SCANN_FLAVOUR}", features)
+        weights = evaluation.weights(candidate.weights)
+        served = evaluation.lists(candidate, weights)
         exact = Model(f"{model_uri}/{names.STOCK_FLAVOUR}", features)
-        baseline = latest_pushed(
+        path = latest_pushed(
             Path(exec_properties[spec.SERVING_DIR_KEY]), exec_properties[spec.MODEL_NAME_KEY]
         )
+        baseline = None if path is None else Model(str(path), features)
         report = evaluation.report(
             served,
-            evaluation.ann_recall(served, exact),
-            None if baseline is None else evaluation.lists(Model(str(baseline), features)),
+            evaluation.ann_recall(served, exact, weights),
+            None
+            if baseline is None
+            else evaluation.lists(baseline, evaluation.weights(baseline.weights)),
             [
                 *_anomalies(input_dict[spec.ANOMALIES_KEY]),
                 *_anomalies(input_dict[spec.CATALOGUE_ANOMALIES_KEY]),
             ],
         )
-        report["baseline_version"] = None if baseline is None else int(baseline.name)
+        report["weights"] = weights
+        report["baseline_version"] = None if path is None else int(path.name)
         _write(report, output_dict)
 
 
@@ -102,29 +110,35 @@ class Evaluation:
         self._objectives = objectives
         self._counts = train_counts
 
-    def weights(self, level: int) -> list[float]:
-        """Request weights at which the objective is measured."""
-        default = [1.0 if k <= level else 0.0 for k in range(len(self._objectives))]
-        return list(self._settings.weights.get(self._objectives[level], default))
+    def weights(self, own: dict[str, list[float]]) -> Weights:
+        """Request weights at which a model is measured: the configured ones, else its own.
 
-    def lists(self, model: Model) -> dict[str, Any]:
+        Args:
+          own: the weights of the model's manifest. Those of objectives that are not measured are
+            left out, and a model of other objectives keeps its own: configured ones do not fit.
+        """
+        measured = {name: own[name] for name in self._objectives if name in own}
+        if list(own) == self._objectives:
+            measured |= {name: list(given) for name, given in self._settings.weights.items()}
+        return measured
+
+    def lists(self, model: Model, weights: Weights) -> dict[str, Any]:
         """Objective -> the model's lists under that objective's weights."""
-        return {
-            name: model.recommend(self.queries, self.weights(level))
-            for level, name in enumerate(self._objectives)
-        }
+        return {name: model.recommend(self.queries, given) for name, given in weights.items()}
 
-    def ann_recall(self, served: dict[str, Any], exact: Model) -> dict[str, float]:
+    def ann_recall(
+        self, served: dict[str, Any], exact: Model, weights: Weights
+    ) -> dict[str, float]:
         """Objective -> share of the exact top 100 that the index found."""
         chosen = range(min(len(self.queries), self._settings.ann_queries))
         queries = [self.queries[i] for i in chosen]
         return {
             name: evaluate.mean_overlap(
                 [served[name][i] for i in chosen],
-                list(exact.recommend(queries, self.weights(level))),
+                list(exact.recommend(queries, given)),
                 LONGEST_LIST,
             )
-            for level, name in enumerate(self._objectives)
+            for name, given in weights.items()
         }
 
     def report(
@@ -150,7 +164,6 @@ class Evaluation:
             "blessed": all(check.passed for check in checks),
             "checks": [dataclasses.asdict(check) for check in checks],
             "queries": len(self.queries),
-            "weights": {n: self.weights(k) for k, n in enumerate(self._objectives)},
             "metrics": metrics,
             "popularity": popularity,
             "baseline": against,
@@ -172,6 +185,7 @@ class Evaluation:
                 list(lists[name]), [query.targets_at(level) for query in self.queries]
             )
             for level, name in enumerate(self._objectives)
+            if name in lists
         }
 
     def _popularity_rank(self) -> dict[bytes, float]:

@@ -16,7 +16,7 @@ class EvaluationSettings(Settings):
     """What is measured, and what a model must reach to be blessed."""
 
     weights: dict[str, tuple[float, ...]] = {}
-    """Objective -> the request weights it is measured at; default: 1 up to it, 0 beyond."""
+    """Objective -> the request weights it is measured at; default: those that the model chose."""
 
     max_queries: Annotated[int, Field(gt=0)] = 20_000
     """A seeded sample of the held-out moments, where there are more."""

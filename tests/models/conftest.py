@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.settings import NegativeSettings, StageSettings, TowerSettings
+from models.settings import (
+    ModelSettings,
+    NegativeSettings,
+    StageSettings,
+    TowerSettings,
+    ValidationSettings,
+)
 from models.stages import StageReport, StageTask, TrainingData, train_stage
 from models.timelines import Timelines
 from models.towers import TowerSpec, TwoTower, UserInputs
@@ -49,8 +55,8 @@ def run_python(pytestconfig: pytest.Config) -> RunPython:
 
 
 @dataclass(frozen=True)
-class CompiledOptimiser:
-    """The optimiser of one phase, and the norms of its variables when it was compiled."""
+class StartedOptimiser:
+    """The optimiser of one phase, and the norms of its variables when the phase began."""
 
     stage: int
     optimiser: Any
@@ -64,14 +70,14 @@ class Cascade:
     towers: TwoTower
     data: TrainingData
     settings: list[StageSettings]
-    negatives: NegativeSettings
+    model: ModelSettings
     reports: list[StageReport] = field(default_factory=list)
     weights: list[dict[str, np.ndarray]] = field(default_factory=list)
     owners: list[dict[str, np.ndarray]] = field(default_factory=list)
     blocks: list[dict[tuple[str, int], np.ndarray]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     released: list[dict[str, np.ndarray]] = field(default_factory=list)
-    optimisers: list[CompiledOptimiser] = field(default_factory=list)
+    optimisers: list[StartedOptimiser] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class ClusterWorld:
             item_features={"colour": np.arange(N_ITEMS, dtype=np.int32)[:, None] % 3},
         )
 
-    def towers(self, seed: int = 1, hidden: tuple[int, ...] = ()) -> TwoTower:
+    def towers(self, seed: int = 1, hidden: tuple[int, ...] = (), ordered: bool = True) -> TwoTower:
         """An untrained network of a fitting size."""
         return TwoTower(
             TowerSpec(
@@ -139,6 +145,7 @@ class ClusterWorld:
                     minimum_block=2,
                 ),
                 n_objectives=3,
+                ordered=ordered,
                 n_items=N_ITEMS,
                 n_users=USERS,
                 user_features={"shoe": 5},
@@ -150,11 +157,11 @@ class ClusterWorld:
     def stages(self, **changes: object) -> list[StageSettings]:
         """Settings under which each objective is learned in a few seconds."""
         common = {
-            "epochs": 12,
+            "rounds": 12,
             "learning_rate": 0.02,
             "batch_size": 64,
             "tau": 0.6,
-            "recovery_epochs": 3,
+            "recovery_rounds": 3,
             "user_id_dropout": 0.7,
         }
         return [StageSettings(**({"name": name} | common | changes)) for name in OBJECTIVES]
@@ -171,6 +178,7 @@ class ClusterWorld:
             UserInputs(
                 history_items=tf.constant(items),
                 history_levels=tf.constant(levels),
+                history_ranks=tf.constant([[2, 1, 0]] * len(items)),
                 user_ids=tf.fill([len(items)], USERS),
                 features={"shoe": tf.fill([len(items), 1], -1)},
             ),
@@ -220,10 +228,14 @@ class ClusterWorld:
     ) -> Cascade:
         """Trains the cascade stage by stage and looks at it in between."""
         cascade = Cascade(
-            self.towers(seed, hidden),
+            self.towers(seed, hidden, timed),
             self.data(timed),
             self.stages(**changes),
-            negatives or NegativeSettings(),
+            # Nothing is held out: the right answers are known, and every round is trained.
+            ModelSettings(
+                negatives=negatives or NegativeSettings(),
+                validation=ValidationSettings(share=0.0, round_steps=8),
+            ),
         )
         for stage in range(n_stages):
             cascade.reports.append(
@@ -232,7 +244,7 @@ class ClusterWorld:
                     cascade.data,
                     stage,
                     cascade.settings[stage],
-                    cascade.negatives,
+                    cascade.model,
                     seed,
                     cascade.told.append,
                 )
@@ -263,22 +275,22 @@ def cascade(world: ClusterWorld) -> Cascade:
     Also notes the weights after each release and the optimiser of each phase.
     """
     released: list[dict[str, np.ndarray]] = []
-    optimisers: list[CompiledOptimiser] = []
-    release, compile_task = TwoTower.release, StageTask.compile
+    optimisers: list[StartedOptimiser] = []
+    release, start = TwoTower.release, StageTask.start
 
     def noting_release(towers: TwoTower, *args: Any) -> None:
         release(towers, *args)
         released.append({name: weight.numpy().copy() for name, weight in towers.weights.items()})
 
-    def noting_compile(task: StageTask, optimizer: Any, **kwargs: Any) -> None:
-        compile_task(task, optimizer=optimizer, **kwargs)
-        state = [v for v in optimizer.variables if "learning_rate" not in v.name]
+    def noting_start(task: StageTask) -> None:
+        start(task)
+        state = [v for v in task.optimizer.variables if "learning_rate" not in v.name]
         norms = [float(tf.norm(tf.cast(v, tf.float32))) for v in state]
-        optimisers.append(CompiledOptimiser(task._stage, optimizer, norms))
+        optimisers.append(StartedOptimiser(task._stage, task.optimizer, norms))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TwoTower, "release", noting_release)
-        patch.setattr(StageTask, "compile", noting_compile)
+        patch.setattr(StageTask, "start", noting_start)
         trained = world.train()
     trained.released, trained.optimisers = released, optimisers
     return trained
@@ -287,6 +299,7 @@ def cascade(world: ClusterWorld) -> Cascade:
 # --- a servable -----------------------------------------------------------------------------
 
 SHOP_ITEMS, SHOP_USERS, TOP_K = 40, 25, 8
+CLICK_WEIGHTS = [1.0, 0.3, 0.05]
 HISTORY_LENGTH = 6
 USER_KINDS = {"age": "numeric", "gender": "categorical"}
 ITEM_KINDS = {"genres": "categorical"}
@@ -409,6 +422,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
                 dimension=18, item_embedding=12, history_length=HISTORY_LENGTH, minimum_block=2
             ),
             n_objectives=3,
+            ordered=True,
             n_items=SHOP_ITEMS,
             n_users=SHOP_USERS,
             user_features=kinds.user_sizes(transform),
@@ -457,5 +471,6 @@ def exported(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Exported:
         shop.profiles,
         IndexSettings(top_k=TOP_K),
         list(OBJECTIVES),
+        {"click": CLICK_WEIGHTS},
     )
     return Exported(directory, manifest)

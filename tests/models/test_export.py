@@ -29,6 +29,7 @@ from serving.server import ModelServer, ServerOptions
 pytestmark = pytest.mark.slow
 
 TOP_K, N_ITEMS, N_USERS, HISTORY_LENGTH, K = 8, 40, 25, 6, 3
+CLICK_WEIGHTS = [1.0, 0.3, 0.05]
 USER_KINDS = {"age": "numeric", "gender": "categorical"}
 
 Call = Callable[..., dict[str, np.ndarray]]
@@ -312,6 +313,7 @@ def _blocks(
     inputs = UserInputs(
         history_items=tf.constant([items]),
         history_levels=tf.constant([levels]),
+        history_ranks=tf.constant([range(len(items) - 1, -1, -1)]),
         user_ids=tf.constant([shop.user_row(user)]),
         features={name: tf.constant([features.get(name, [-1])]) for name in USER_KINDS},
     )
@@ -601,7 +603,7 @@ def test_a_changed_file_is_noticed(exported: Any, tmp_path: Path, victim: str) -
 
 
 def test_the_model_id_tells_models_apart(exported: Any, shop: Any, tmp_path: Path) -> None:
-    def manifest_of(towers: Any, top_k: int = TOP_K) -> dict[str, Any]:
+    def manifest_of(towers: Any, **weights: list[float]) -> dict[str, Any]:
         directory = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         directory.mkdir()
         return export(
@@ -611,11 +613,15 @@ def test_the_model_id_tells_models_apart(exported: Any, shop: Any, tmp_path: Pat
             USER_KINDS,
             shop.catalogue,
             shop.profiles,
-            IndexSettings(top_k=top_k),
+            IndexSettings(top_k=TOP_K),
             ["exposure", "click", "conversion"],
+            {"click": CLICK_WEIGHTS} | weights,
         )
 
     assert manifest_of(shop.towers) == exported.manifest
+    reweighted = manifest_of(shop.towers, exposure=[1.0, 0.0, 0.2])
+    assert reweighted["model_id"] != exported.manifest["model_id"]
+    assert reweighted["tower_sha256"] == exported.manifest["tower_sha256"]
     weight = shop.towers.weights["history"]
     value = weight.numpy()
     try:
@@ -660,7 +666,34 @@ def _export_again(shop: Any, directory: Path) -> None:
         shop.profiles,
         IndexSettings(top_k=TOP_K),
         ["exposure", "click", "conversion"],
+        {},
     )
+
+
+def test_objectives_without_chosen_weights_sum_the_blocks_up_to_their_own(exported: Any) -> None:
+    weights = exported.manifest["weights"]
+    assert weights == {
+        "exposure": [1.0, 0.0, 0.0],
+        "click": CLICK_WEIGHTS,
+        "conversion": [1.0, 1.0, 1.0],
+    }
+    for flavour in names.FLAVOURS:
+        assert Model(str(exported.directory / flavour), USER_KINDS).weights == weights
+
+
+def test_weights_of_a_model_that_was_pushed_before_they_were_chosen(
+    exported: Any, tmp_path: Path
+) -> None:
+    copy = tmp_path / "stock"
+    shutil.copytree(exported.directory / "stock", copy)
+    manifest = json.loads((copy / names.MANIFEST_FILE).read_text())
+    del manifest["weights"]
+    (copy / names.MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert Model(str(copy), USER_KINDS).weights == {
+        "exposure": [1.0, 0.0, 0.0],
+        "click": [1.0, 1.0, 0.0],
+        "conversion": [1.0, 1.0, 1.0],
+    }
 
 
 def test_evaluation_asks_the_model_in_batches(exported: Any, call: Call) -> None:

@@ -1,8 +1,10 @@
-"""logQ, accidental hits and adaptive margins against NumPy and values worked out by hand."""
+"""logQ, rows with several positives and adaptive margins against NumPy and values by hand."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,24 +12,76 @@ import tensorflow as tf
 
 from models import losses
 
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+GONE = np.float32(-1e9)
 
 
-def _probabilities(logits: np.ndarray, removed: np.ndarray, positive: int) -> np.ndarray:
-    """Softmax probabilities that the loss gives to the candidates of one row.
+@dataclass(frozen=True)
+class Case:
+    """A random batch with padding, removed candidates, logQ and offsets."""
 
-    The gradient of -log p_positive with respect to the logits is p - onehot(positive).
-    """
-    variable = tf.Variable(logits[None, :].astype(np.float32))
-    with tf.GradientTape() as tape:
-        loss = losses.softmax_loss(
-            tf.identity(variable), tf.constant([positive]), tf.constant(removed[None, :])
+    logits: np.ndarray
+    upstream: np.ndarray
+    positives: np.ndarray
+    log_q: np.ndarray
+    offsets: np.ndarray
+
+    def common(self) -> tuple[tf.Tensor, ...]:
+        return tf.constant(self.positives), tf.constant(self.log_q), tf.constant(self.offsets)
+
+    def softmax(self, logits: Any = None) -> tf.Tensor:
+        return losses.softmax_loss(
+            tf.constant(self.logits) if logits is None else logits, *self.common()
         )
-    gradient = tape.gradient(loss, variable).numpy()[0]
-    return gradient + np.eye(len(logits))[positive]
+
+    def margin(self, gamma: float, temperature: float, logits: Any = None) -> tf.Tensor:
+        return losses.margin_loss(
+            tf.constant(self.logits) if logits is None else logits,
+            tf.constant(self.upstream),
+            *self.common(),
+            gamma,
+            temperature,
+        )
+
+
+def _case(seed: int, rows: int = 6, candidates: int = 9, width: int = 4) -> Case:
+    rng = np.random.default_rng(seed)
+    positives = np.full((rows, width), -1, np.int32)
+    offsets = rng.choice([0.0, math.log(3.0), GONE], (rows, candidates)).astype(np.float32)
+    offsets[:, 0] = 0.0  # a negative is always left ..
+    for row in range(rows):
+        count = row % (width + 1)  # .. and the first row has no positive at all
+        chosen = rng.choice(np.arange(1, candidates), count, replace=False)
+        positives[row, rng.choice(width, count, replace=False)] = chosen
+        offsets[row, chosen] = GONE
+    return Case(
+        logits=rng.normal(0, 3, (rows, candidates)).astype(np.float32),
+        upstream=rng.normal(0, 1, (rows, candidates)).astype(np.float32),
+        positives=positives,
+        log_q=rng.normal(0, 1, candidates).astype(np.float32),
+        offsets=offsets,
+    )
+
+
+def _oracle(case: Case, gamma: float = 0.0, temperature: float = 1.0) -> float:
+    """METHOD 1.5 and 1.6, one positive at a time, in float64."""
+    pairs = [(row, int(c)) for row, line in enumerate(case.positives) for c in line if c >= 0]
+    scores = np.concatenate([case.upstream[row] for row, _ in pairs]).astype(float)
+    deviation = scores.std()
+    total = weights = 0.0
+    for row, positive in pairs:
+        logits = case.logits[row].astype(float) - case.log_q  # subtracted: the sign matters
+        terms = [math.exp(logits[positive])]
+        for column in range(len(logits)):
+            if case.offsets[row, column] > -1e8:
+                gap = case.upstream[row, column] - case.upstream[row, positive]
+                margin = gamma / (1 + math.exp(-gap / deviation))
+                terms.append(
+                    math.exp(logits[column] + case.offsets[row, column] + margin / temperature)
+                )
+        weight = 1 / math.sqrt(sum(row == other for other, _ in pairs))
+        total += weight * -math.log(terms[0] / sum(terms))
+        weights += weight
+    return total / weights
 
 
 # --- logQ -----------------------------------------------------------------------------------
@@ -36,8 +90,8 @@ def _probabilities(logits: np.ndarray, removed: np.ndarray, positive: int) -> np
 def test_log_expected_count_by_hand() -> None:
     # 8 in-batch draws with p = 1/2, 1/4, 0 and 10 uniform draws from 100 items:
     # 8 * 0.5 + 0.1 = 4.1;  8 * 0.25 + 0.1 = 2.1;  0 + 0.1.
-    log_q = losses.log_expected_count(tf.constant([0.5, 0.25, 0.0]), 8, 10, 100)
-    np.testing.assert_allclose(log_q, np.log([4.1, 2.1, 0.1]), rtol=1e-6)
+    log_q = losses.log_expected_count(np.array([0.5, 0.25, 0.0]), 8, 10, 100)
+    np.testing.assert_allclose(log_q, np.log([4.1, 2.1, 0.1]), rtol=1e-12)
 
 
 def test_log_expected_count_is_what_a_simulation_counts() -> None:
@@ -46,43 +100,8 @@ def test_log_expected_count_is_what_a_simulation_counts() -> None:
     rounds = 50_000
     drawn = [rng.choice(4, 3 * rounds, p=share), rng.integers(0, 4, 2 * rounds)]
     counts = np.bincount(np.concatenate(drawn), minlength=4)
-    log_q = losses.log_expected_count(tf.constant(share, tf.float32), tf.constant(3), 2, 4).numpy()
+    log_q = losses.log_expected_count(share, 3, 2, 4)
     np.testing.assert_allclose(np.exp(log_q), counts / rounds, rtol=0.03)
-
-
-def test_sampled_softmax_with_logq_equals_numpy() -> None:
-    rng = np.random.default_rng(1)
-    logits = rng.normal(size=(5, 7)).astype(np.float32)
-    log_q = rng.normal(size=7).astype(np.float32)
-    positives = np.array([0, 3, 6, 2, 2])
-    removed = rng.random((5, 7)) < 0.3
-    expected = []
-    for row, positive in enumerate(positives):
-        kept = [c for c in range(7) if c == positive or not removed[row, c]]
-        corrected = logits[row].astype(float) - log_q  # subtracted: the sign matters
-        expected.append(math.log(sum(math.exp(corrected[c]) for c in kept)) - corrected[positive])
-    loss = losses.softmax_loss(
-        tf.constant(logits), tf.constant(positives), tf.constant(removed), tf.constant(log_q)
-    )
-    assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
-
-
-def test_popular_in_batch_negatives_are_corrected_downwards() -> None:
-    # A popular item (column 1) and a rare one (column 2) score alike. Without the correction both
-    # weigh the same; with it the popular one, which is drawn far more often, weighs less.
-    log_q = losses.log_expected_count(tf.constant([0.1, 0.8, 0.01]), 64, 16, 1000)
-    logits = tf.Variable([[0.0, 0.0, 0.0]])
-    gradients = {}
-    for name, correction in (("plain", None), ("corrected", log_q)):
-        with tf.GradientTape() as tape:
-            loss = losses.softmax_loss(
-                tf.identity(logits), tf.constant([0]), tf.zeros([1, 3], tf.bool), correction
-            )
-        gradients[name] = tape.gradient(loss, logits).numpy()[0]
-    assert gradients["plain"][1] == pytest.approx(gradients["plain"][2])
-    assert gradients["corrected"][1] < gradients["corrected"][2]
-    ratio = gradients["corrected"][2] / gradients["corrected"][1]
-    assert ratio == pytest.approx((64 * 0.8 + 0.016) / (64 * 0.01 + 0.016), rel=1e-4)
 
 
 def test_logq_makes_the_sampled_softmax_consistent() -> None:
@@ -91,9 +110,7 @@ def test_logq_makes_the_sampled_softmax_consistent() -> None:
     n_items, batch, n_random = 12, 6, 5
     scores = rng.normal(size=n_items)
     share = rng.dirichlet(np.ones(n_items))
-    log_q = losses.log_expected_count(
-        tf.constant(share, tf.float32), batch, n_random, n_items
-    ).numpy()
+    log_q = losses.log_expected_count(share, batch, n_random, n_items)
     rounds = 50_000
     drawn = [
         rng.choice(n_items, batch * rounds, p=share),
@@ -103,52 +120,151 @@ def test_logq_makes_the_sampled_softmax_consistent() -> None:
     assert weights.sum() / rounds == pytest.approx(np.exp(scores).sum(), rel=0.02)
 
 
-# --- accidental hits ------------------------------------------------------------------------
+def test_popular_negatives_are_corrected_downwards() -> None:
+    # A popular item (column 1) and a rare one (column 2) score alike. Without the correction both
+    # weigh the same; with it the popular one, which is drawn far more often, weighs less.
+    share = np.array([0.1, 0.8, 0.01])
+    log_q = losses.log_expected_count(share, 64, 16, 1000).astype(np.float32)
+    logits = tf.Variable([[0.0, 0.0, 0.0]])
+    gradients = []
+    for correction in (np.zeros(3, np.float32), log_q):
+        with tf.GradientTape() as tape:
+            loss = losses.softmax_loss(
+                tf.identity(logits),
+                tf.constant([[0]]),
+                tf.constant(correction),
+                tf.constant([[GONE, 0.0, 0.0]]),
+            )
+        gradients.append(tape.gradient(loss, logits).numpy()[0])
+    plain, corrected = gradients
+    assert plain[1] == pytest.approx(plain[2])
+    ratio = corrected[2] / corrected[1]
+    assert ratio == pytest.approx((64 * 0.8 + 0.016) / (64 * 0.01 + 0.016), rel=1e-4)
 
 
-def test_removed_candidates_get_no_probability() -> None:
-    rng = np.random.default_rng(3)
-    logits = rng.normal(size=6) * 5
-    removed = np.array([False, True, False, True, False, False])
-    probabilities = _probabilities(logits, removed, positive=2)
-    np.testing.assert_allclose(probabilities[removed], 0.0, atol=1e-12)
-    np.testing.assert_allclose(
-        probabilities[~removed], _softmax(logits[None, ~removed])[0], rtol=1e-4
-    )
+# --- rows with several positives ------------------------------------------------------------
 
 
-def test_a_removed_candidate_far_above_all_others_still_gets_no_probability() -> None:
-    probabilities = _probabilities(
-        np.array([0.0, 500.0, 0.0]), np.array([False, True, False]), positive=0
-    )
-    np.testing.assert_allclose(probabilities, [0.5, 0.0, 0.5], atol=1e-6)
+@pytest.mark.parametrize("seed", range(5))
+def test_softmax_loss_equals_numpy(seed: int) -> None:
+    case = _case(seed)
+    assert float(case.softmax()) == pytest.approx(_oracle(case), rel=1e-5)
 
 
-def test_the_positive_is_never_removed() -> None:
-    logits = np.array([1.0, 2.0, 3.0])
-    removed = np.ones(3, bool)
-    probabilities = _probabilities(logits, removed, positive=1)
-    np.testing.assert_allclose(probabilities, [0.0, 1.0, 0.0], atol=1e-6)
+def test_softmax_loss_by_hand() -> None:
+    # Two rows over three candidates that all score 0. The first has one positive and two
+    # negatives: loss log 3. The second has two positives and one negative: twice log 2, each at
+    # weight 1/sqrt(2).
     loss = losses.softmax_loss(
-        tf.constant(logits[None, :], tf.float32), tf.constant([1]), tf.constant(removed[None, :])
+        tf.zeros([2, 3]),
+        tf.constant([[0, -1], [1, 2]]),
+        tf.zeros([3]),
+        tf.constant([[GONE, 0, 0], [0, GONE, GONE]]),
     )
-    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    root = math.sqrt(2)
+    expected = (math.log(3) + root * math.log(2)) / (1 + root)
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
-def test_loss_and_gradient_stay_finite_with_removed_candidates_and_logq() -> None:
-    logits = tf.Variable([[50.0, -50.0, 0.0]])
-    with tf.GradientTape() as tape:
-        loss = losses.softmax_loss(
-            tf.identity(logits),
-            tf.constant([1]),
-            tf.constant([[True, True, False]]),
-            tf.constant([-9.0, 9.0, -9.0]),
+def test_the_positives_of_a_row_do_not_compete() -> None:
+    logits = tf.Variable([[2.0, -1.0, 0.5, 0.0]])
+    offsets = tf.constant([[GONE, GONE, 0, 0]])
+
+    def gradient(positives: list[int]) -> np.ndarray:
+        with tf.GradientTape() as tape:
+            loss = losses.softmax_loss(
+                tf.identity(logits), tf.constant([positives]), tf.zeros([4]), offsets
+            )
+        return tape.gradient(loss, logits).numpy()[0]
+
+    both, first, second = gradient([0, 1]), gradient([0, -1]), gradient([1, -1])
+    assert first[1] == second[0] == 0.0
+    np.testing.assert_allclose(both, (first + second) / 2, rtol=1e-5)
+
+
+def test_removed_candidates_and_padding_get_no_gradient() -> None:
+    for gamma in (None, 0.3):
+        case = _case(3)
+        logits = tf.Variable(case.logits)
+        with tf.GradientTape() as tape:
+            loss = (
+                case.softmax(tf.identity(logits))
+                if gamma is None
+                else case.margin(gamma, 0.2, tf.identity(logits))
+            )
+        gradient = tape.gradient(loss, logits).numpy()
+        assert np.all(np.isfinite(gradient))
+        rows = np.arange(len(case.positives))[:, None]
+        is_positive = np.zeros(case.logits.shape, bool)
+        is_positive[np.broadcast_to(rows, case.positives.shape), case.positives] |= (
+            case.positives >= 0
         )
-    assert np.isfinite(float(loss))
-    assert np.all(np.isfinite(tape.gradient(loss, logits)))
+        negative = (case.offsets > -1e8) & (case.positives >= 0).any(axis=1, keepdims=True)
+        assert np.all(gradient[is_positive & ~negative] < 0)
+        assert np.all(gradient[negative] > 0)
+        assert np.all(gradient[~is_positive & ~negative] == 0.0)
+
+
+def test_a_removed_candidate_far_above_all_others_changes_nothing() -> None:
+    def loss(score: float) -> float:
+        return float(
+            losses.softmax_loss(
+                tf.constant([[0.0, score, 0.0]]),
+                tf.constant([[0]]),
+                tf.constant([-9.0, 9.0, -9.0]),
+                tf.constant([[GONE, GONE, 0.0]]),
+            )
+        )
+
+    assert loss(500.0) == loss(-500.0) == pytest.approx(math.log(2))
+
+
+def test_without_any_negative_there_is_nothing_to_learn() -> None:
+    case = _case(1)
+    case.offsets[:] = GONE
+    logits = tf.Variable(case.logits)
+    with tf.GradientTape() as tape:
+        loss = case.softmax(tf.identity(logits))
+    assert float(loss) == 0.0
+    assert not tape.gradient(loss, logits).numpy().any()
+
+
+def test_a_hard_negative_counts_as_often_as_it_weighs() -> None:
+    def loss(logits: list[float], offsets: list[float]) -> float:
+        return float(
+            losses.softmax_loss(
+                tf.constant([logits]),
+                tf.constant([[0]]),
+                tf.zeros([len(logits)]),
+                tf.constant([[GONE, *offsets]]),
+            )
+        )
+
+    assert loss([1.0, 0.5, 0.2], [math.log(3), 0.0]) == pytest.approx(
+        loss([1.0, 0.5, 0.5, 0.5, 0.2], [0.0, 0.0, 0.0, 0.0]), rel=1e-6
+    )
 
 
 # --- adaptive margins -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_margin_loss_equals_numpy(seed: int) -> None:
+    case = _case(seed)
+    assert float(case.margin(0.4, 0.2)) == pytest.approx(_oracle(case, 0.4, 0.2), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_gamma_the_margin_loss_is_the_softmax_loss(seed: int) -> None:
+    case = _case(seed)
+    assert float(case.margin(0.0, 0.2)) == pytest.approx(float(case.softmax()), rel=1e-6)
+
+
+def test_a_margin_makes_the_task_harder_the_more_so_the_larger_it_is() -> None:
+    case = _case(2)
+    values = [float(case.margin(gamma, 0.2)) for gamma in (0.0, 0.1, 0.3)]
+    assert values == sorted(values)
+    assert values[0] < values[1] < values[2]
 
 
 def test_margins_by_hand() -> None:
@@ -180,22 +296,13 @@ def test_equal_upstream_scores_give_half_the_margin_and_no_nan() -> None:
     np.testing.assert_allclose(margins, 0.1, rtol=1e-6)
 
 
-def test_without_gamma_the_loss_is_the_plain_softmax() -> None:
-    rng = np.random.default_rng(5)
-    scores = tf.constant(rng.normal(size=(4, 6)), tf.float32)
-    upstream = tf.constant(rng.normal(size=(4, 6)), tf.float32)
-    positives, none = tf.constant([0, 1, 2, 3]), tf.zeros([4, 6], tf.bool)
-    of_positive = tf.gather(upstream, positives, axis=1, batch_dims=1)[:, None]
-    margins = losses.adaptive_margins(upstream, of_positive, 0.0)
-    assert np.array_equal(margins, np.zeros((4, 6)))
-    with_margin = losses.softmax_loss(scores + margins, positives, none)
-    expected = -np.log(_softmax(scores.numpy())[np.arange(4), positives.numpy()]).mean()
-    assert float(with_margin) == pytest.approx(float(expected), rel=1e-5)
-
-
 def test_nothing_flows_back_into_upstream() -> None:
-    upstream = tf.Variable([[0.1, 0.5, -0.3]])
+    case = _case(0)
+    upstream, logits = tf.Variable(case.upstream), tf.Variable(case.logits)
     with tf.GradientTape() as tape:
-        margins = losses.adaptive_margins(tf.identity(upstream), upstream[:, :1], 0.3)
-        loss = tf.reduce_sum(margins)
-    assert tape.gradient(loss, upstream) is None
+        loss = losses.margin_loss(
+            tf.identity(logits), tf.identity(upstream), *case.common(), 0.3, 0.2
+        )
+    into_upstream, into_logits = tape.gradient(loss, [upstream, logits])
+    assert into_upstream is None
+    assert np.any(into_logits.numpy() != 0.0)

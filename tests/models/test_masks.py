@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models import masks
+from models.settings import PruneRule
 
 IMPORTANCES = hnp.arrays(
     np.float64, st.integers(1, 40), elements=st.floats(0, 1e6, allow_subnormal=False)
 )
 TAUS = st.floats(0.001, 0.999)
+RULES: tuple[PruneRule, ...] = ("cumulative", "fixed", "global")
 
 
 def test_frees_the_smallest_up_to_the_share() -> None:
@@ -90,30 +92,128 @@ def test_a_most_important_slot_always_stays(importance: np.ndarray, tau: float) 
     assert importance[kept].max(initial=-1) == importance.max()
 
 
-@given(st.data(), TAUS, st.integers(0, 2))
-def test_hand_over_moves_only_slots_of_its_stage_one_stage_on(
-    data: st.DataObject, tau: float, stage: int
+def test_a_fixed_share_is_of_the_slots_and_not_of_the_mass() -> None:
+    # The same layer of which CPP at 0.1 frees nine slots: here it is a tenth of ten.
+    importance = np.array([100.0] + [1.0] * 9)
+    assert masks.freed_share(importance, 0.1).tolist() == [False, True] + [False] * 8
+    # Ascending: slots 1, 3, 0, 2. Half of four slots are two, whatever they weigh.
+    assert masks.freed_share(np.array([3.0, 1.0, 400.0, 2.0]), 0.5).tolist() == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert masks.freed_share(np.zeros(0), 0.5).shape == (0,)
+
+
+@given(IMPORTANCES, TAUS)
+def test_a_fixed_share_frees_the_rounded_number_of_least_slots(
+    importance: np.ndarray, share: float
 ) -> None:
-    n = data.draw(st.integers(1, 30))
-    owners = data.draw(hnp.arrays(np.int32, n, elements=st.integers(0, 3)))
-    importance = data.draw(hnp.arrays(np.float64, n, elements=st.floats(0, 100)))
-    before = owners.copy()
-    after = masks.hand_over(owners, importance, stage, tau)
-    assert np.array_equal(owners, before), "the argument is not changed"
-    assert after.dtype == owners.dtype
-    changed = after != before
-    assert np.all(before[changed] == stage)
-    assert np.all(after[changed] == stage + 1)
+    freed = masks.freed_share(importance, share)
+    assert abs(freed.sum() - share * len(importance)) <= 0.5
+    assert importance[freed].max(initial=0) <= importance[~freed].min(initial=np.inf)
+
+
+def test_one_threshold_for_all_layers() -> None:
+    # Means 2 and 20: relative importances .5, 1.5 and .1, .85, 2.05. Ascending: b0, a0, b1, a1, b2,
+    # cumulative .1, .6, 1.45, 2.95, 5. tau .3 -> at most 1.5: b0, a0, b1.
+    layers = {"a": np.array([1.0, 3.0]), "b": np.array([2.0, 17.0, 41.0])}
+    freed = masks.freed_everywhere(layers, 0.3)
+    assert {name: mask.tolist() for name, mask in freed.items()} == {
+        "a": [True, False],
+        "b": [True, True, False],
+    }
+    # Layer by layer: a frees 1 of at most 1.2, b frees 2 of at most 18 (2 + 17 is more).
+    by_layer = masks.freed_by_layer(layers, 0.3, "cumulative")
+    assert {name: mask.tolist() for name, mask in by_layer.items()} == {
+        "a": [True, False],
+        "b": [True, False, False],
+    }
+
+
+def test_layers_without_importance_or_without_slots_keep_what_they_have() -> None:
+    layers = {"nothing": np.zeros(2), "empty": np.zeros(0), "some": np.array([1.0, 9.0])}
+    freed = masks.freed_everywhere(layers, 0.5)
+    assert {name: mask.tolist() for name, mask in freed.items()} == {
+        "nothing": [False, False],
+        "empty": [],
+        "some": [True, False],
+    }
+    assert not masks.freed_everywhere({"nothing": np.zeros(2)}, 0.5)["nothing"].any()
+
+
+@given(IMPORTANCES, TAUS, st.floats(0.01, 100))
+def test_one_threshold_does_not_see_the_scale_of_a_layer(
+    importance: np.ndarray, tau: float, scale: float
+) -> None:
+    # A power of two changes no mantissa, so that ties stay ties.
+    scaled = importance * 2.0 ** round(np.log2(scale))
+    one = masks.freed_everywhere({"a": importance, "b": importance[::-1]}, tau)
+    two = masks.freed_everywhere({"a": scaled, "b": importance[::-1]}, tau)
+    assert np.array_equal(one["a"], two["a"])
+    assert np.array_equal(one["b"], two["b"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("importance", "tau"), [([1.0], 0.0), ([1.0], 1.0), ([-1.0], 0.5), ([float("nan")], 0.5)]
+)
+def test_every_rule_refuses_what_cpp_refuses(
+    rule: PruneRule, importance: list[float], tau: float
+) -> None:
+    with pytest.raises(ValueError, match=r"tau must lie|finite and not negative"):
+        masks.freed_by_layer({"a": np.array(importance)}, tau, rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(data=st.data(), tau=TAUS, stage=st.integers(0, 2))
+def test_hand_over_moves_only_slots_of_its_stage_one_stage_on(
+    rule: PruneRule, data: st.DataObject, tau: float, stage: int
+) -> None:
+    sizes = {"a": data.draw(st.integers(1, 30)), "b": data.draw(st.integers(1, 30))}
+    owners = {
+        name: data.draw(hnp.arrays(np.int32, n, elements=st.integers(0, 3)))
+        for name, n in sizes.items()
+    }
+    importance = {
+        name: data.draw(hnp.arrays(np.float64, n, elements=st.floats(0, 100)))
+        for name, n in sizes.items()
+    }
+    before = {name: layer.copy() for name, layer in owners.items()}
+    after = masks.hand_over(owners, importance, stage, tau, rule)
     # What others own carries no weight in the decision.
-    disturbed = np.where(owners == stage, importance, 1e9)
-    assert np.array_equal(masks.hand_over(owners, disturbed, stage, tau), after)
+    disturbed = {name: np.where(owners[name] == stage, importance[name], 1e9) for name in owners}
+    again = masks.hand_over(owners, disturbed, stage, tau, rule)
+    for name in owners:
+        assert np.array_equal(owners[name], before[name]), "the argument is not changed"
+        assert after[name].dtype == owners[name].dtype
+        changed = after[name] != before[name]
+        assert np.all(before[name][changed] == stage)
+        assert np.all(after[name][changed] == stage + 1)
+        assert np.array_equal(again[name], after[name])
 
 
-def test_hand_over_by_hand() -> None:
-    owners = np.array([0, 1, 1, 0, 1, 2], np.int32)
-    importance = np.array([0.1, 5.0, 1.0, 0.1, 4.0, 0.1])
-    # Stage 1 owns 5, 1, 4 (total 10): cumulative 1, 5, 10; at most 5 -> slots 2 and 4.
-    assert masks.hand_over(owners, importance, 1, 0.5).tolist() == [0, 1, 2, 0, 2, 2]
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        # Stage 1 owns 5, 4, 5 (total 14, at most 7) and 1, 1, 1, 9 (total 12, at most 6).
+        ("cumulative", {"a": [0, 1, 2, 0, 1, 2], "b": [2, 2, 2, 1]}),
+        # Half of three slots rounds to two, the tie goes to the first; half of four is two.
+        ("fixed", {"a": [0, 2, 2, 0, 1, 2], "b": [2, 2, 1, 1]}),
+        # Means 14/3 and 3: 15/14, 12/14, 15/14 and 1/3, 1/3, 1/3, 3. At most half of 7:
+        # 1, 1.86, 2.93 fit, 4 does not.
+        ("global", {"a": [0, 2, 2, 0, 1, 2], "b": [2, 2, 2, 1]}),
+    ],
+)
+def test_hand_over_by_hand(rule: PruneRule, expected: dict[str, list[int]]) -> None:
+    owners = {"a": np.array([0, 1, 1, 0, 1, 2], np.int32), "b": np.ones(4, np.int32)}
+    importance = {
+        "a": np.array([0.1, 5.0, 4.0, 0.1, 5.0, 0.1]),
+        "b": np.array([1.0, 1.0, 1.0, 9.0]),
+    }
+    after = masks.hand_over(owners, importance, 1, 0.5, rule)
+    assert {name: layer.tolist() for name, layer in after.items()} == expected
 
 
 def test_a_connection_may_only_run_from_older_to_newer_owners() -> None:

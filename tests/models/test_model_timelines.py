@@ -1,4 +1,4 @@
-"""Timelines in memory and the histories cut from them, against a brute-force oracle in Python."""
+"""Timelines in memory against a brute-force oracle in Python."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from models.timelines import Histories, Timelines, padded, read_timelines
+from models.timelines import Timelines, padded, read_timelines
 from schemas import names
 
 
@@ -76,8 +76,9 @@ def test_columns_by_hand() -> None:
     assert timelines.timeline_of.tolist() == [0, 0, 0, 2, 2, 2]
     # Events at one time share the end; the second timeline begins anew at the same time 7.
     assert timelines.history_ends().tolist() == [0, 0, 2, 3, 3, 5]
-    # Item 1 reaches level 2 in the first timeline, but only 0 in the third.
-    assert timelines.best_levels().tolist() == [2, 1, 2, 0, 2, 0]
+    # Item 1 reaches level 2 in the first timeline, but only 1 in the third, and that in a later
+    # chunk: its target says so. So does that of item 3.
+    assert timelines.best_levels().tolist() == [2, 1, 2, 1, 2, 2]
     assert timelines.positives(0).tolist() == [0, 1, 3, 5]
     assert timelines.positives(1).tolist() == [1, 3, 5]
     assert timelines.positives(2).tolist() == [5]  # event 4 is not in the vocabulary
@@ -91,7 +92,9 @@ def test_columns_against_the_oracle(logs: list[list[Event]]) -> None:
         begin = int(timelines.offsets[t])
         event = logs[t][i]
         ends.append(begin + sum(other.time < event.time for other in logs[t]))
-        best.append(max(other.level for other in logs[t] if other.item == event.item))
+        best.append(
+            max(max(other.level, other.target) for other in logs[t] if other.item == event.item)
+        )
     assert timelines.history_ends().tolist() == ends
     assert timelines.best_levels().tolist() == best
     for level in range(3):
@@ -107,108 +110,6 @@ def test_no_events_at_all() -> None:
     assert timelines.history_ends().shape == (0,)
     assert timelines.best_levels().shape == (0,)
     assert timelines.positives(0).shape == (0,)
-
-
-# --- histories ------------------------------------------------------------------------------
-
-
-def _histories(
-    logs: list[list[Event]], length: int, ordered: bool
-) -> tuple[list[list[tuple[int, int]]], np.ndarray]:
-    """(item, level) pairs of every event's history as the graph cuts it, and the user ids."""
-    timelines = _timelines(logs)
-    events = tf.range(len(timelines.items))
-    inputs = Histories(timelines, length, ordered).user_inputs(
-        events, tf.random.Generator.from_seed(3)
-    )
-    assert inputs.history_items.shape == (len(timelines.items), length)
-    pairs = [
-        [(int(i), int(at)) for i, at in zip(items, levels, strict=True) if i >= 0]
-        for items, levels in zip(
-            inputs.history_items.numpy(), inputs.history_levels.numpy(), strict=True
-        )
-    ]
-    return pairs, inputs.user_ids.numpy()
-
-
-@settings(deadline=None, max_examples=60)
-@given(_logs(), st.integers(1, 10))
-def test_an_ordered_history_is_what_lies_strictly_before(
-    logs: list[list[Event]], length: int
-) -> None:
-    found, users = _histories(logs, length, ordered=True)
-    for (t, i), history, user in zip(_places(logs), found, users, strict=True):
-        event = logs[t][i]
-        window = [other for other in logs[t] if other.time < event.time][-length:]
-        expected = [
-            (other.item, other.level)
-            for other in reversed(window)
-            if other.item >= 0 and other.item != event.item
-        ]
-        assert history == expected
-        assert user == 10 + t
-
-
-@settings(deadline=None, max_examples=60)
-@given(_logs(), st.integers(1, 10))
-def test_an_unordered_history_holds_the_other_items(logs: list[list[Event]], length: int) -> None:
-    found, _ = _histories(logs, length, ordered=False)
-    for (t, i), history in zip(_places(logs), found, strict=True):
-        others = [
-            (other.item, other.level)
-            for other in logs[t]
-            if other.item >= 0 and other.item != logs[t][i].item
-        ]
-        if len(logs[t]) <= length:
-            assert sorted(history) == sorted(others), "all of them, each once"
-        else:
-            remaining = list(others)
-            for pair in history:
-                remaining.remove(pair)  # raises if a pair is foreign or repeated
-            assert logs[t][i].item not in [item for item, _ in history]
-
-
-def test_an_unordered_history_is_another_stretch_every_time() -> None:
-    logs = [[Event(item, 0, 0, 0) for item in range(40)]]
-    histories = Histories(_timelines(logs), 5, ordered=False)
-    generator = tf.random.Generator.from_seed(1)
-    events = tf.constant([7] * 50)
-    items = histories.user_inputs(events, generator).history_items.numpy()
-    assert len({tuple(row) for row in items}) > 10
-    assert 7 not in items
-    # Every other item gets its turn.
-    assert set(items.ravel().tolist()) - {-1} == set(range(40)) - {7}
-
-
-def test_features_of_the_user_come_along() -> None:
-    logs = [[Event(1, 0, 1, 0)], [Event(2, 0, 1, 0), Event(3, 0, 2, 0)]]
-    timelines = _timelines(logs, {"city": np.array([[4, -1], [5, 6]], np.int32)})
-    inputs = Histories(timelines, 3, ordered=True).user_inputs(
-        tf.constant([2, 0]), tf.random.Generator.from_seed(0)
-    )
-    assert inputs.features["city"].numpy().tolist() == [[5, 6], [4, -1]]
-
-
-@settings(deadline=None, max_examples=60)
-@given(_logs(), st.integers(0, 2), st.booleans(), st.randoms(use_true_random=False))
-def test_known_items_against_the_oracle(
-    logs: list[list[Event]], level: int, ordered: bool, shuffle: random.Random
-) -> None:
-    timelines = _timelines(logs)
-    histories = Histories(timelines, 4, ordered)
-    events = list(range(len(timelines.items)))
-    shuffle.shuffle(events)
-    items, valid = histories.known(tf.constant(events), level)
-    for event, row, is_valid in zip(events, items.numpy(), valid.numpy(), strict=True):
-        t, i = _places(logs)[event]
-        now = logs[t][i].time
-        expected = set()
-        for other in logs[t]:
-            seen = other.time < now if ordered else True
-            liked = any(again.item == other.item and again.level >= level for again in logs[t])
-            if other.item >= 0 and (seen or liked):
-                expected.add(other.item)
-        assert set(row[is_valid].tolist()) == expected
 
 
 # --- reading --------------------------------------------------------------------------------

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import stages
-from models.settings import NegativeSettings, StageSettings
-from models.stages import FrozenWeightsMovedError, StageTask, train_stage
+from models import losses, stages
+from models.batches import Batch, BatchMaker
+from models.fitting import TensorBatch
+from models.held_out import HeldOut
+from models.settings import ModelSettings, NegativeSettings, StageSettings, ValidationSettings
+from models.stages import FrozenWeightsMovedError, StageTask, TrainingData, train_stage
 from models.towers import TwoTower
 
 SAMPLED = NegativeSettings(kind="sampled", random=24)
@@ -31,16 +35,25 @@ def _masks(owners_of: Any, towers: TwoTower, stage: int) -> dict[str, np.ndarray
 
 
 def _task(cascade: Any, stage: int, **changes: Any) -> StageTask:
-    data = cascade.data
-    return StageTask(
-        cascade.towers,
-        data,
+    settings = cascade.settings[stage].model_copy(update=changes)
+    return StageTask(cascade.towers, cascade.data.item_features, stage, settings)
+
+
+def _batch(cascade: Any, stage: int, kind: str = "exact") -> TensorBatch:
+    towers = cascade.towers
+    maker = BatchMaker(
+        cascade.data.timelines,
+        cascade.data.ordered,
         stage,
-        cascade.settings[stage].model_copy(update=changes),
-        cascade.negatives,
-        data.timelines.positives(stage),
+        towers.spec.towers,
+        cascade.settings[stage].model_copy(update={"user_id_dropout": 0.0}),
+        NegativeSettings.parse({"kind": kind, "random": 16}),
+        towers.spec.n_items,
+        towers.spec.n_users,
         seed=3,
     )
+    batch: Batch = next(maker.batches())
+    return tf.nest.map_structure(tf.constant, vars(batch))
 
 
 # --- nothing upstream moves -----------------------------------------------------------------
@@ -102,16 +115,22 @@ def test_reports_tell_what_happened(cascade: Any) -> None:
     first, second, third = cascade.reports
     assert [phase.name for phase in first.phases] == ["train", "recover"]
     assert [phase.name for phase in second.phases] == ["train", "recover"]
-    assert [len(phase.losses) for phase in first.phases] == [12, 3]
+    assert [len(phase.fitted.losses) for phase in first.phases] == [12, 3]
     positives = [len(cascade.data.timelines.positives(stage)) for stage in range(3)]
-    assert [report.phases[0].positives for report in cascade.reports] == positives
-    assert first.phases[1].positives == round(0.3 * positives[0])
-    for report in cascade.reports:
-        assert np.all(np.isfinite(report.phases[0].losses))
-        assert report.phases[0].losses[-1] < report.phases[0].losses[0]
+    for level, report in enumerate(cascade.reports):
+        for phase in report.phases:
+            # A round is eight batches, of later objectives the share that their positives are.
+            steps = math.ceil(8 * positives[level] / positives[0])
+            assert phase.fitted.steps == steps * len(phase.fitted.losses)
+            assert phase.fitted.recalls == [], "nothing was held out"
+            assert phase.fitted.kept_round == len(phase.fitted.losses)
+            assert phase.positives == positives[level], "recovery_share is 1 by default"
+        losses = report.phases[0].fitted.losses
+        assert np.all(np.isfinite(losses))
+        assert losses[-1] < losses[0]
     assert len({first.upstream_sha256, second.upstream_sha256, third.upstream_sha256}) == 3
     assert len(cascade.told) == 12 * 3 + 3 * 2
-    assert cascade.told[0].startswith("exposure: train epoch 1/12, loss ")
+    assert cascade.told[0].startswith("exposure: train round 1/12, loss ")
 
 
 def test_the_last_stage_is_neither_pruned_nor_recovered(cascade: Any) -> None:
@@ -131,20 +150,10 @@ def test_gradients_are_exactly_zero_for_frozen_slots_and_reach_the_owned(
     cascade: Any, stage: int, head: str, kind: str
 ) -> None:
     towers = cascade.towers
-    task = StageTask(
-        towers,
-        cascade.data,
-        stage,
-        cascade.settings[stage].model_copy(update={"head": head, "user_id_dropout": 0.0}),
-        NegativeSettings(kind=kind, random=16),
-        cascade.data.timelines.positives(stage),
-        seed=3,
-    )
+    task = _task(cascade, stage, head=head)
     with tf.GradientTape() as tape:
-        loss = task.compute_loss(
-            tf.constant(cascade.data.timelines.positives(stage)[:64], tf.int32), training=True
-        )
-    gradients = task.masked_gradients(tape, loss)
+        loss = task.compute_loss((_batch(cascade, stage, kind),), training=True)
+    gradients = task.masked(tape.gradient(loss, task.moving))
     assert len(gradients) == len(towers.weights)
     owned = _masks(towers.owners, towers, stage)
     for (name, weight), gradient in zip(towers.weights.items(), gradients, strict=True):
@@ -155,16 +164,18 @@ def test_gradients_are_exactly_zero_for_frozen_slots_and_reach_the_owned(
         assert np.any(dense[owned[name]] != 0.0), name
 
 
-def test_every_phase_gets_a_fresh_optimiser(cascade: Any) -> None:
-    compiled = cascade.optimisers
-    assert [phase.stage for phase in compiled] == [0, 0, 1, 1, 2]  # train and recover; the last
-    assert len({id(phase.optimiser) for phase in compiled}) == 5
-    phases = [(phase, report.settings) for report in cascade.reports for phase in report.phases]
-    for note, (phase, settings) in zip(compiled, phases, strict=True):
+def test_every_phase_starts_with_a_fresh_optimiser(cascade: Any) -> None:
+    started = cascade.optimisers
+    assert [phase.stage for phase in started] == [0, 0, 1, 1, 2]  # train and recover; the last
+    assert len({id(phase.optimiser) for phase in started}) == 3, "one for each stage"
+    for note in started:
+        assert len(note.norms) > 2
         assert all(norm == 0.0 for norm in note.norms), "no step and no moment from before"
-        steps = -(-phase.positives // settings["batch_size"]) * len(phase.losses)
-        assert int(note.optimiser.iterations.numpy()) == steps, "only its own steps were counted"
         assert note.optimiser.weight_decay in (None, 0.0)
+    for stage, report in enumerate(cascade.reports):
+        optimiser = [note for note in started if note.stage == stage][-1].optimiser
+        last = report.phases[-1].fitted.steps
+        assert int(optimiser.iterations.numpy()) == last, "only the last phase's were counted"
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -199,7 +210,7 @@ def test_one_seed_gives_one_network_and_another_seed_another(world: Any, cascade
 def test_sampled_negatives_and_untimed_histories_follow_the_seed(world: Any) -> None:
     """These draw from the generator of the stage, which must be rebuilt from the seed."""
     runs = [
-        world.train(seed=seed, negatives=SAMPLED, timed=False, n_stages=1, epochs=2)
+        world.train(seed=seed, negatives=SAMPLED, timed=False, n_stages=1, rounds=2)
         for seed in (5, 5, 6)
     ]
     first, again, other = (run.weights[-1] for run in runs)
@@ -222,8 +233,88 @@ def test_recovery_moves_only_what_its_stage_keeps(cascade: Any, stage: int) -> N
 
 
 def test_without_a_share_there_is_no_recovery(world: Any) -> None:
-    report = world.train(n_stages=1, epochs=1, recovery_share=0.0, batch_size=256).reports[0]
+    report = world.train(n_stages=1, rounds=1, recovery_share=0.0).reports[0]
     assert [phase.name for phase in report.phases] == ["train"]
+
+
+def test_recovery_trains_on_a_share_of_the_positives(world: Any) -> None:
+    report = world.train(n_stages=1, rounds=1, recovery_rounds=1, recovery_share=0.3).reports[0]
+    everything = len(world.data().timelines.positives(0))
+    assert [phase.positives for phase in report.phases] == [everything, round(0.3 * everything)]
+
+
+# --- validation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_split_sets_the_same_events_aside_for_every_stage(world: Any, timed: bool) -> None:
+    whole = world.data(timed)
+    model = ModelSettings(validation=ValidationSettings(share=0.2, max_queries=30))
+    parts = [
+        TrainingData.split(whole.timelines, timed, whole.item_features, model, seed)
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = parts
+    assert np.array_equal(first.timelines.items, again.timelines.items)
+    assert np.array_equal(first.held_out.targets, again.held_out.targets)
+    assert not np.array_equal(first.held_out.owner, other.held_out.owner)
+    for data in parts:
+        assert data.ordered is timed
+        assert data.item_features is whole.item_features
+        assert len(data.held_out) == 30
+        shown = data.timelines
+        held = len(whole.timelines.positives(0)) - len(shown.positives(0))
+        assert held / len(whole.timelines.positives(0)) == pytest.approx(0.2, abs=0.06)
+        for owner, targets in zip(data.held_out.owner, data.held_out.targets, strict=True):
+            left = shown.items[shown.offsets[owner] : shown.offsets[owner + 1]]
+            assert not set(left.tolist()) & set(targets[targets >= 0].tolist())
+
+
+def test_without_a_share_nothing_is_set_aside(world: Any) -> None:
+    whole = world.data()
+    model = ModelSettings(validation=ValidationSettings(share=0.0))
+    data = TrainingData.split(whole.timelines, True, whole.item_features, model, 1)
+    assert data.held_out is None
+    assert data.timelines is whole.timelines
+
+
+def test_validation_ranks_by_the_blocks_so_far_and_keeps_the_best_round(
+    world: Any, cascade: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recall of the kept round is that of the network which the stage leaves behind."""
+    monkeypatch.setattr(stages, "RECALL_AT", 2)  # of 48 items all would be found among 50
+    whole = world.data()
+    model = ModelSettings(
+        validation=ValidationSettings(share=0.2, max_queries=40, round_steps=2, patience=2)
+    )
+    data = TrainingData.split(whole.timelines, True, whole.item_features, model, 1)
+    # Every item that is met counts as bought, which nobody can foresee: no round is perfect.
+    held: HeldOut = dataclasses.replace(
+        data.held_out, target_levels=np.full_like(data.held_out.target_levels, 2)
+    )
+    data = dataclasses.replace(data, held_out=held)
+    towers = world.towers()
+    towers.owners = {name: owners.copy() for name, owners in cascade.owners[1].items()}
+    for name, weight in towers.weights.items():
+        weight.assign(cascade.weights[1][name])
+    settings = cascade.settings[2].model_copy(update={"rounds": 8})
+    fitted = train_stage(towers, data, 2, settings, model, 1, lambda _: None).phases[0].fitted
+    assert fitted.kept_round == int(np.argmax(fitted.recalls)) + 1
+    assert len(fitted.recalls) == min(8, fitted.kept_round + 2)
+    recalls = []
+    (inputs,) = held.user_inputs(10, 48)
+    features = {name: tf.constant(ids) for name, ids in data.item_features.items()}
+    users = towers.blocks(towers.users(inputs)).numpy()
+    items = towers.blocks(towers.items(tf.range(48), features)).numpy()
+    for query, (owner, end) in enumerate(zip(held.owner, held.history_end, strict=True)):
+        wanted = set(held.targets[query].tolist()) - {-1}
+        scores = items @ users[query]
+        scores[held.timelines.items[held.timelines.offsets[owner] : end]] = -np.inf
+        found = set(np.argsort(-scores)[:2].tolist())
+        recalls.append(len(found & wanted) / min(2, len(wanted)))
+    assert len(set(fitted.recalls)) > 1, "this test needs rounds that differ"
+    assert 0 < np.mean(recalls) < 1
+    assert max(fitted.recalls) == pytest.approx(np.mean(recalls))
 
 
 # --- faults ---------------------------------------------------------------------------------
@@ -232,8 +323,8 @@ def test_without_a_share_there_is_no_recovery(world: Any) -> None:
 class _LeakyTask(StageTask):
     """Forgets the mask, as a mistake in the masks would."""
 
-    def masked_gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[Any]:
-        return tape.gradient(loss, list(self._towers.weights.values()))
+    def masked(self, gradients: list[Any]) -> list[Any]:
+        return gradients
 
 
 def test_a_stage_that_moves_frozen_weights_is_refused(
@@ -244,11 +335,9 @@ def test_a_stage_that_moves_frozen_weights_is_refused(
     for name, weight in towers.weights.items():
         weight.assign(cascade.weights[0][name])
     monkeypatch.setattr(stages, "StageTask", _LeakyTask)
-    fast = cascade.settings[1].model_copy(
-        update={"epochs": 1, "recovery_share": 0.0, "batch_size": 512}
-    )
+    fast = cascade.settings[1].model_copy(update={"rounds": 1, "recovery_share": 0.0})
     with pytest.raises(FrozenWeightsMovedError, match="before 'click' changed"):
-        train_stage(towers, cascade.data, 1, fast, cascade.negatives, 1, lambda _: None)
+        train_stage(towers, cascade.data, 1, fast, cascade.model, 1, lambda _: None)
 
 
 def test_the_hash_of_what_is_frozen_sees_one_changed_bit_and_only_there(cascade: Any) -> None:
@@ -282,7 +371,7 @@ def test_an_objective_without_positives_is_refused_by_name(world: Any) -> None:
             data,
             1,
             StageSettings(name="click"),
-            NegativeSettings(),
+            ModelSettings(),
             1,
             lambda _: None,
         )
@@ -291,145 +380,56 @@ def test_an_objective_without_positives_is_refused_by_name(world: Any) -> None:
 # --- the loss of a batch --------------------------------------------------------------------
 
 
-def _candidates(cascade: Any, stage: int, negatives: NegativeSettings) -> Any:
-    """The events of one batch, and what its loss is computed from; dropout off."""
-    task = StageTask(
-        cascade.towers,
-        cascade.data,
-        stage,
-        cascade.settings[stage],
-        negatives,
-        cascade.data.timelines.positives(stage),
-        seed=4,
-    )
-    captured: dict[str, Any] = {}
-
-    def capture(logits: Any, positives: Any, removed: Any, log_q: Any = None) -> tf.Tensor:
-        captured.update(logits=logits, positives=positives, removed=removed, log_q=log_q)
-        return tf.constant(0.0)
-
-    events = cascade.data.timelines.positives(stage)[::7]
-    original = stages.losses.softmax_loss
-    stages.losses.softmax_loss = capture
-    try:
-        task.compute_loss(tf.constant(events, tf.int32))
-    finally:
-        stages.losses.softmax_loss = original
-    return events, captured
-
-
-@pytest.mark.parametrize("timed", [True, False])
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_no_item_the_user_knows_is_a_negative(
-    cascade: Any, world: Any, stage: int, timed: bool
-) -> None:
-    case = dataclasses.replace(cascade, data=world.data(timed))
-    events, captured = _candidates(case, stage, NegativeSettings(kind="exact"))
-    timelines = case.data.timelines
-    assert captured["log_q"] is None
-    assert np.array_equal(captured["positives"], timelines.items[events])
-    removed = captured["removed"].numpy()
-    best = timelines.best_levels()
-    for event, row in zip(events, removed, strict=True):
-        mine = timelines.timeline_of == timelines.timeline_of[event]
-        seen = mine & (timelines.times < timelines.times[event]) if timed else mine
-        known = set(timelines.items[seen | (mine & (best >= stage))].tolist())
-        assert set(np.flatnonzero(row).tolist()) == known
-
-
-def test_sampled_candidates_are_the_batch_and_random_items(cascade: Any) -> None:
-    events, captured = _candidates(cascade, 1, SAMPLED)
-    timelines = cascade.data.timelines
-    n = len(events)
-    assert captured["logits"].shape == (n, n + 24)
-    assert captured["positives"].numpy().tolist() == list(range(n))
-    targets = timelines.items[events]
-    # logQ of the in-batch columns: B * p_j + R / N, p_j the item's share of the positives.
-    positives = timelines.items[timelines.positives(1)]
-    share = np.array([np.mean(positives == item) for item in targets])
-    np.testing.assert_allclose(
-        captured["log_q"].numpy()[:n], np.log(n * share + 24 / 48), rtol=1e-5
-    )
-    # A positive of another row that is the row's own target, or known to it, is no negative.
-    removed = captured["removed"].numpy()[:, :n]
-    best = timelines.best_levels()
-    for row, event in enumerate(events):
-        mine = timelines.timeline_of == timelines.timeline_of[event]
-        known = timelines.items[
-            mine & ((timelines.times < timelines.times[event]) | (best >= 1))
-        ].tolist()
-        expected = [item in known or item == targets[row] for item in targets]
-        assert removed[row].tolist() == expected
-
-
-def test_a_target_whose_level_is_reached_in_a_later_chunk_is_no_negative(
-    cascade: Any, world: Any
-) -> None:
-    """The targets of a chunk know more than its events: the purchase may lie in the next one."""
-    data = world.data()
-    data.timelines.levels[:] = 0
-    case = dataclasses.replace(cascade, data=data)
-    events, captured = _candidates(case, 2, SAMPLED)
-    targets = data.timelines.items[events]
-    removed = captured["removed"].numpy()[:, : len(events)]
-    same = targets[:, None] == targets[None, :]
-    assert same.sum() > len(events), "this test needs a target that occurs twice"
-    assert np.all(removed[same])
-
-
-def test_margins_raise_negatives_and_never_the_positive(cascade: Any) -> None:
-    plain = _scores(cascade, 1, gamma=0.0)
-    with_margin = _scores(cascade, 1, gamma=0.2)
-    difference = (with_margin - plain).numpy()
-    positives = cascade.data.timelines.items[cascade.data.timelines.positives(1)[:8]]
-    rows = np.arange(8)
-    assert np.all(difference[rows, positives] == 0.0)
-    negatives = np.ones_like(difference, bool)
-    negatives[rows, positives] = False
-    assert np.all((difference[negatives] > 0) & (difference[negatives] < 0.2))
-
-
-def test_an_increment_head_adds_the_upstream_scores(cascade: Any) -> None:
-    standalone = _scores(cascade, 2, gamma=0.0)
-    increment = _scores(cascade, 2, gamma=0.0, head="increment")
-    users, items = _outputs(cascade, 2)
+def _outputs(cascade: Any, batch: TensorBatch) -> tuple[np.ndarray, ...]:
+    """Scores [B, C] of each block, from the towers' own blocks."""
     towers = cascade.towers
-    upstream = sum(
-        towers.block(users, k).numpy() @ towers.block(items, k).numpy().T for k in (0, 1)
+    features = {
+        name: tf.gather(ids, batch["candidates"])
+        for name, ids in cascade.data.item_features.items()
+    }
+    users = towers.users(stages.user_inputs(batch))
+    items = towers.items(batch["candidates"], features)
+    return tuple(
+        towers.block(users, k).numpy() @ towers.block(items, k).numpy().T for k in range(3)
     )
-    np.testing.assert_allclose(increment - standalone, upstream, atol=1e-5)
 
 
-def test_the_first_stage_knows_no_margin_and_no_upstream(cascade: Any) -> None:
-    plain = _scores(cascade, 0, gamma=0.0)
-    assert np.array_equal(plain, _scores(cascade, 0, gamma=0.5, head="increment"))
+@pytest.mark.parametrize("kind", ["exact", "sampled"])
+@pytest.mark.parametrize("head", ["standalone", "increment"])
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_loss_of_a_stage_is_that_of_its_block_its_upstream_and_its_batch(
+    cascade: Any, stage: int, gamma: float, head: str, kind: str
+) -> None:
+    batch = _batch(cascade, stage, kind)
+    assert (len(batch["candidates"]) == 48) == (kind == "exact")
+    task = _task(cascade, stage, gamma=gamma, head=head, scale=0.7, temperature=0.2)
+    scores = _outputs(cascade, batch)
+    upstream = sum(scores[:stage])
+    own = scores[stage]
+    if stage and head == "increment":
+        own = 0.7 * own + upstream
+    common = batch["positives"], batch["log_q"], batch["offsets"]
+    expected = losses.softmax_loss(own / 0.2, *common)
+    if stage and gamma:
+        plain = expected
+        expected = losses.margin_loss(own / 0.2, tf.constant(upstream), *common, gamma, 0.2)
+        assert float(expected) > float(plain)
+    assert float(task.compute_loss((batch,))) == pytest.approx(float(expected), rel=1e-4)
 
 
-def _outputs(cascade: Any, stage: int) -> tuple[tf.Tensor, tf.Tensor]:
-    task = _task(cascade, stage)
-    events = tf.constant(cascade.data.timelines.positives(1)[:8], tf.int32)
-    users = cascade.towers.users(task._user_inputs(events, training=False))
-    features = {n: tf.constant(ids) for n, ids in cascade.data.item_features.items()}
-    return users, cascade.towers.items(tf.range(48), features)
-
-
-def _scores(cascade: Any, stage: int, **changes: Any) -> tf.Tensor:
-    users, items = _outputs(cascade, stage)
-    positives = cascade.data.timelines.items[cascade.data.timelines.positives(1)[:8]]
-    return _task(cascade, stage, **changes)._scores(users, items, tf.constant(positives))
-
-
-def test_dropout_hides_events_and_ids_only_in_training(cascade: Any) -> None:
-    task = _task(cascade, 0, history_dropout=0.5, user_id_dropout=0.25)
-    events = tf.constant(cascade.data.timelines.positives(0), tf.int32)
-    calm, noisy = (task._user_inputs(events, training) for training in (False, True))
-    known = calm.history_items.numpy() >= 0
-    hidden = noisy.history_items.numpy()[known] == -1
-    assert hidden.mean() == pytest.approx(0.5, abs=0.06)
-    kept = known & (noisy.history_items.numpy() >= 0)
-    assert np.array_equal(noisy.history_items.numpy()[kept], calm.history_items.numpy()[kept])
-    assert np.mean(noisy.user_ids.numpy() == 48) == pytest.approx(0.25, abs=0.07)
-    assert np.all(calm.user_ids.numpy() < 48)
+def test_vectors_are_the_blocks_so_far(cascade: Any) -> None:
+    timelines = cascade.data.timelines
+    held = HeldOut.of(timelines, 20, 0)
+    (inputs,) = held.user_inputs(10, 48)
+    towers = cascade.towers
+    features = {name: tf.constant(ids) for name, ids in cascade.data.item_features.items()}
+    outputs = towers.users(inputs), towers.items(tf.range(48), features)
+    for stage in range(3):
+        users, items = _task(cascade, stage).vectors(held)
+        blocks = [[towers.block(side, k).numpy() for k in range(stage + 1)] for side in outputs]
+        expected = sum(u @ i.T for u, i in zip(*blocks, strict=True))
+        np.testing.assert_allclose(users @ items.T, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- the known answer is found --------------------------------------------------------------

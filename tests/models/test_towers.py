@@ -18,7 +18,15 @@ from models.towers import HISTORY, ITEM_ID, OUTPUT, USER_ID, TowerSpec, TwoTower
 N_ITEMS, N_USERS, K = 11, 5, 3
 
 
-def _spec(hidden: tuple[int, ...] = (), minimum_block: int = 1, dimension: int = 12) -> TowerSpec:
+RECENCY = (2.0, 7.0)
+
+
+def _spec(
+    hidden: tuple[int, ...] = (),
+    minimum_block: int = 1,
+    dimension: int = 12,
+    ordered: bool = True,
+) -> TowerSpec:
     return TowerSpec(
         towers=TowerSettings(
             dimension=dimension,
@@ -26,9 +34,11 @@ def _spec(hidden: tuple[int, ...] = (), minimum_block: int = 1, dimension: int =
             user_embedding=6,
             feature_embedding=8,
             hidden=hidden,
+            recency=RECENCY,
             minimum_block=minimum_block,
         ),
         n_objectives=K,
+        ordered=ordered,
         n_items=N_ITEMS,
         n_users=N_USERS,
         user_features={"age": 10, "city": 4},
@@ -43,6 +53,8 @@ def _users(seed: int = 0, n: int = 7) -> UserInputs:
     return UserInputs(
         history_items=tf.constant(items),
         history_levels=tf.constant(rng.integers(0, K, (n, 4)), tf.int32),
+        # Not the order of the columns, and with gaps, as dropout leaves them.
+        history_ranks=tf.constant(np.stack([rng.permutation(9)[:4] for _ in range(n)]), tf.int32),
         user_ids=tf.constant(rng.integers(0, N_USERS + 1, n), tf.int32),
         features={
             "city": tf.constant(rng.integers(-1, 4, (n, 3)), tf.int32),
@@ -89,18 +101,21 @@ def _user_tower(towers: TwoTower, users: UserInputs) -> np.ndarray:
     rows = []
     for row in range(len(users.user_ids)):
         parts = []
-        for level in range(K):
-            reached = [
-                weights[HISTORY][item]
-                for item, at in zip(
+        # Beside the plain pooling, one for each recency; without times there is no recency.
+        for recency in (np.inf, *(RECENCY if towers.spec.ordered else ())):
+            for level in range(K):
+                total, squares = np.zeros(weights[HISTORY].shape[1]), 0.0
+                for item, at, rank in zip(
                     users.history_items.numpy()[row],
                     users.history_levels.numpy()[row],
+                    users.history_ranks.numpy()[row],
                     strict=True,
-                )
-                if item >= 0 and at >= level
-            ]
-            zeros = np.zeros(weights[HISTORY].shape[1])
-            parts.append(sum(reached, zeros) / np.sqrt(max(1, len(reached))))
+                ):
+                    if item >= 0 and at >= level:
+                        weight = np.exp(-rank / recency)
+                        total += weight * weights[HISTORY][item]
+                        squares += weight**2
+                parts.append(total / np.sqrt(squares) if squares else total)
         parts.append(weights[USER_ID][users.user_ids.numpy()[row]])
         for name in ("age", "city"):
             parts.append(_mean_rows(weights[f"user_{name}"], users.features[name].numpy()[row]))
@@ -156,6 +171,7 @@ def test_padding_changes_nothing(towers: TwoTower) -> None:
     padded = UserInputs(
         history_items=tf.pad(users.history_items, pad, constant_values=-1),
         history_levels=tf.pad(users.history_levels, pad, constant_values=2),
+        history_ranks=tf.pad(users.history_ranks, pad, constant_values=0),
         user_ids=users.user_ids,
         features={
             name: tf.pad(ids, pad, constant_values=-1) for name, ids in users.features.items()
@@ -164,24 +180,68 @@ def test_padding_changes_nothing(towers: TwoTower) -> None:
     np.testing.assert_allclose(towers.users(padded), towers.users(users), rtol=1e-5, atol=1e-7)
 
 
+def _pooled(towers: TwoTower, items: list[int], levels: list[int], ranks: list[int]) -> np.ndarray:
+    """[P, E] the pooled histories of one user, the plain ones first."""
+    users = UserInputs(
+        history_items=tf.constant([items]),
+        history_levels=tf.constant([levels]),
+        history_ranks=tf.constant([ranks]),
+        user_ids=tf.constant([0]),
+        features={name: tf.constant([[-1]]) for name in ("age", "city")},
+    )
+    columns = towers.weights[HISTORY].shape[1]
+    whole = towers.embed_users(users).numpy()[0]
+    assert np.array_equal(whole[-22:-16], towers.weights[USER_ID].numpy()[0])
+    return whole[:-22].reshape(-1, columns)
+
+
 def test_pooling_of_levels_by_hand() -> None:
     towers = TwoTower(_spec(), seed=1)
-    users = UserInputs(
-        history_items=tf.constant([[3, 4, -1, 5, 6]]),
-        history_levels=tf.constant([[0, 1, 2, 2, 0]]),
-        user_ids=tf.constant([0]),
-        features={},
-    )
     table = towers.weights[HISTORY].numpy()
-    pooled = list(towers._pooled_histories(users.history_items, users.history_levels))
+    pooled = _pooled(towers, [3, 4, -1, 5, 6], [0, 1, 2, 2, 0], [0, 1, 2, 3, 4])
+    assert len(pooled) == 3 * K
     # Level 0 is reached by all four known items, level 1 by items 4 and 5, level 2 by item 5.
     np.testing.assert_allclose(
-        pooled[0][0], (table[3] + table[4] + table[5] + table[6]) / 2, rtol=1e-5, atol=1e-7
+        pooled[0], (table[3] + table[4] + table[5] + table[6]) / 2, rtol=1e-5, atol=1e-7
     )
+    np.testing.assert_allclose(pooled[1], (table[4] + table[5]) / np.sqrt(2), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(pooled[2], table[5], rtol=1e-6)
+    # Recency 2: the ranks of items 4 and 5 are 1 and 3, so they weigh e^-.5 and e^-1.5, that is
+    # 1 and e^-1 after scaling to length one. Of a single item nothing but its vector remains.
+    expected = (table[4] + table[5] / np.e) / np.sqrt(1 + np.e**-2)
+    np.testing.assert_allclose(pooled[K + 1], expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(pooled[K + 2], table[5], rtol=1e-5)
+
+
+def test_rank_decides_what_is_recent_and_not_the_column() -> None:
+    towers = TwoTower(_spec(), seed=1)
+    one = _pooled(towers, [3, 4, 5], [2, 2, 2], [0, 5, 9])
+    same = _pooled(towers, [5, 3, 4], [2, 2, 2], [9, 0, 5])
+    other = _pooled(towers, [3, 4, 5], [2, 2, 2], [9, 5, 0])
+    np.testing.assert_allclose(one, same, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(one[:K], other[:K], rtol=1e-5, atol=1e-7)
+    assert not np.allclose(one[K:], other[K:], atol=1e-3)
+    # All a step older changes nothing: what counts is how much older one is than another.
+    older = _pooled(towers, [3, 4, 5], [2, 2, 2], [1, 6, 10])
+    np.testing.assert_allclose(one, older, rtol=1e-4, atol=1e-6)
+    # The most recent item outweighs the rest, the more so the shorter the recency.
+    table = towers.weights[HISTORY].numpy()
+    distances = [np.linalg.norm(one[K * place] - table[3]) for place in range(3)]
+    assert distances[1] < distances[2] < distances[0]
+
+
+def test_without_times_there_is_no_recency() -> None:
+    towers = TwoTower(_spec(ordered=False), seed=1)
+    assert towers.weights["user_head/kernel"].shape[0] == K * 10 + 6 + 2 * 8
+    users = _users()
     np.testing.assert_allclose(
-        pooled[1][0], (table[4] + table[5]) / np.sqrt(2), rtol=1e-5, atol=1e-7
+        towers.users(users), _user_tower(towers, users), rtol=1e-4, atol=1e-6
     )
-    np.testing.assert_allclose(pooled[2][0], table[5], rtol=1e-6)
+    shuffled = dataclasses.replace(users, history_ranks=8 - users.history_ranks)
+    assert np.array_equal(towers.users(users), towers.users(shuffled))
+    assert not np.array_equal(
+        TwoTower(_spec(), seed=1).users(users), TwoTower(_spec(), seed=1).users(shuffled)
+    )
 
 
 def test_blocks_are_the_owned_columns_each_of_length_one(towers: TwoTower) -> None:
@@ -358,8 +418,9 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_the_spec_survives_json() -> None:
-    spec = _spec(hidden=(9, 8))
-    assert TowerSpec.from_json(spec.to_json()) == spec
+    for ordered in (True, False):
+        spec = _spec(hidden=(9, 8), ordered=ordered)
+        assert TowerSpec.from_json(spec.to_json()) == spec
 
 
 def _hash(towers: TwoTower) -> str:
@@ -405,8 +466,8 @@ import tensorflow as tf
 from models.towers import TwoTower, UserInputs
 towers = TwoTower.load(Path(sys.argv[1]))
 users = UserInputs(
-    tf.constant([[0, 3, -1]]), tf.constant([[2, 0, 0]]), tf.constant([1]),
-    {"city": tf.constant([[0, 1]]), "age": tf.constant([[-1]])},
+    tf.constant([[0, 3, -1]]), tf.constant([[2, 0, 0]]), tf.constant([[0, 1, 2]]),
+    tf.constant([1]), {"city": tf.constant([[0, 1]]), "age": tf.constant([[-1]])},
 )
 digest = hashlib.sha256()
 for name in sorted(towers.weights):
@@ -428,6 +489,7 @@ def test_a_fresh_process_loads_the_same_bits(
     users = UserInputs(
         tf.constant([[0, 3, -1]]),
         tf.constant([[2, 0, 0]]),
+        tf.constant([[0, 1, 2]]),
         tf.constant([1]),
         {"city": tf.constant([[0, 1]]), "age": tf.constant([[-1]])},
     )

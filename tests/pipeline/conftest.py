@@ -58,7 +58,13 @@ class Shop:
 
     def config(self, **sections: Any) -> dict[str, Any]:
         """A configuration that trains in seconds; `sections` replace top-level keys."""
-        fast = {"epochs": 3, "batch_size": 256, "learning_rate": 0.01, "recovery_epochs": 1}
+        fast = {
+            "rounds": 3,
+            "batch_size": 128,
+            "learning_rate": 0.01,
+            "recovery_rounds": 1,
+            "tau": 0.5,  # 32 outputs are few for three objectives
+        }
         return {
             "name": "synthetic-shop",
             "seed": 11,
@@ -69,10 +75,17 @@ class Shop:
                     "item_embedding": 32,
                     "user_embedding": 8,
                     "history_length": 20,
-                }
+                },
+                "validation": {"round_steps": 24},
             },
             "data": self.data(),
-            "evaluation": {"ann_queries": 200, "minimum_lift": 1.3, "max_drop": 0.3},
+            "evaluation": {
+                # The first block alone, which no later stage may change.
+                "weights": {"exposure": [1.0, 0.0, 0.0]},
+                "ann_queries": 200,
+                "minimum_lift": 1.3,
+                "max_drop": 0.3,
+            },
             "serving": {"sample_size": 5},
         } | sections
 

@@ -107,12 +107,12 @@ def test_wrong_usage_says_what_is_missing() -> None:
 
 def test_bad_configuration_is_one_clear_message(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"name": "x", "objectives": [{"name": "a", "epoch": 1}]}))
+    config.write_text(yaml.safe_dump({"name": "x", "objectives": [{"name": "a", "round": 1}]}))
     started = time.perf_counter()
     message = refused("run", "--config", config, "--workdir", tmp_path / "w")
     assert time.perf_counter() - started < 10, "TFX was imported for nothing"
     assert str(config) in message
-    assert "objectives.0.epoch: unknown key. Did you mean 'epochs'?" in message
+    assert "objectives.0.round: unknown key. Did you mean 'rounds'?" in message
     assert "data: this key is required" in message
     assert not (tmp_path / "w").exists()
 

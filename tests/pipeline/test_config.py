@@ -22,17 +22,23 @@ FULL: dict[str, Any] = {
     "objectives": [
         {
             "name": name,
-            "epochs": 2,
+            "rounds": 2,
             "learning_rate": 0.01,
             "batch_size": 64,
+            "targets_per_row": 3,
             "temperature": 0.2,
             "history_dropout": 0.1,
             "user_id_dropout": 0.2,
             "tau": 0.4,
+            "prune": "fixed",
+            "importance": "gradient",
             "recovery_share": 0.2,
-            "recovery_epochs": 1,
+            "recovery_rounds": 1,
             "gamma": 0.3,
+            "margin": "constant",
+            "hard_negative_weight": 2.0,
             "head": "increment",
+            "scale": 3.0,
         }
         for name in ("exposure", "click")
     ],
@@ -95,9 +101,11 @@ FULL: dict[str, Any] = {
             "feature_embedding": 2,
             "hidden": [32],
             "history_length": 7,
+            "recency": [2.0],
             "minimum_block": 2,
         },
         "negatives": {"kind": "sampled", "exact_limit": 10, "random": 5},
+        "validation": {"share": 0.2, "max_queries": 9, "round_steps": 4, "patience": 2},
     },
     "index": {"top_k": 150, "kind": "tree", "leaves_to_search_share": 0.5, "reorder": 99},
     "evaluation": {
@@ -246,10 +254,13 @@ def test_every_fault_is_told_at_once() -> None:
         (("objectives",), []),
         (("objectives", 0, "name"), "Click!"),
         (("objectives", 0, "tau"), 1.0),
-        (("objectives", 1, "epochs"), 0),
+        (("objectives", 1, "rounds"), 0),
         (("objectives", 0, "head"), "sideways"),
         (("model", "towers", "hidden"), [0]),
         (("model", "negatives", "kind"), "hard"),
+        (("model", "towers", "recency"), [0.0]),
+        (("model", "validation", "share"), 0.5),
+        (("model", "validation", "patience"), 0),
         (("index", "leaves_to_search_share"), 0.0),
         (("evaluation", "max_drop"), 1.5),
         (("evaluation", "ann_recall"), -0.1),
@@ -334,6 +345,9 @@ def _another(place: Place, value: Any) -> Any:
         "format": None,  # brings its own rules on which other keys may stand
         "kind": {"tree": "hashed", "sampled": "exact"}.get(value),
         "head": "standalone",
+        "prune": "global",
+        "importance": "activation",
+        "margin": "negated",
         "timestamp_unit": "us",
         "encoding": "utf-8",
         "eval_from": "2024-03-02T00:00:00Z",
@@ -452,3 +466,9 @@ def test_ready_configuration_loads_without_its_data(path: Path) -> None:
     comment = path.read_text(encoding="utf-8").split("name:")[0]
     assert "Get it:" in comment
     assert "Terms:" in comment
+
+
+def test_a_log_without_times_needs_hidden_history() -> None:
+    raw = changed(("data", "split"), {"kind": "leave_out", "eval_share": 0.2})
+    raw["objectives"][1]["history_dropout"] = 0.0
+    assert "objectives.click.history_dropout is 0" in refusal(raw)

@@ -477,10 +477,34 @@ def test_stages_say_what_they_trained_and_own(first: Step, workdir: Path) -> Non
         assert [phase["name"] for phase in report["phases"]] == (
             ["train", "recover"] if index < 2 else ["train"]
         )
-        losses = report["phases"][0]["losses"]
-        assert len(losses) == 3
-        assert losses[-1] < losses[0]
+        fitted = report["phases"][0]["fitted"]
+        assert len(fitted["losses"]) == len(fitted["recalls"]) == 3
+        assert fitted["losses"][-1] < fitted["losses"][0]
+        assert fitted["recalls"][fitted["kept_round"] - 1] == max(fitted["recalls"])
         assert report["owned"]["output"] == sizes[index] >= 4
+
+
+def test_request_weights_are_chosen_once_and_used_by_the_evaluation(
+    first: Step, workdir: Path
+) -> None:
+    reports = [
+        json.loads(
+            (artifacts(workdir, f"CascadedTrainer.{name}", "stage")[0] / "stage.json").read_text()
+        )
+        for name in OBJECTIVES
+    ]
+    model = artifacts(workdir, "IndexBuilder", "model")[0]
+    served = json.loads((workdir / "serving/recommender/1/assets.extra/manifest.json").read_text())
+    evaluation = artifacts(workdir, "RetrievalEvaluator", "evaluation")[0] / "evaluation.json"
+    chosen = reports[-1]["weights"]
+    assert [report["weights"] for report in reports[:-1]] == [{}, {}]
+    assert list(chosen) == OBJECTIVES
+    assert all(len(weights) == 3 and weights[0] == 1.0 for weights in chosen.values())
+    assert json.loads((model / "manifest.json").read_text())["weights"] == chosen
+    assert served["weights"] == chosen
+    # Those of exposure are configured.
+    measured = chosen | {"exposure": [1.0, 0.0, 0.0]}
+    assert json.loads(evaluation.read_text())["weights"] == measured
 
 
 def test_candidate_is_compared_with_the_version_pushed_before(
@@ -561,6 +585,7 @@ def test_lineage_leads_from_the_version_back_to_the_log(
         "RetrievalEvaluator",
         "recall@50",
         "pushed_version=1",
+        "manifest.json: weights: exposure=[1.0, ",
     ):
         assert told in done.stdout
     assert "learning_rate=0.012" not in done.stdout
@@ -697,7 +722,8 @@ def test_server_stops_on_ctrl_c_and_recommend_then_starts_its_own(
 
 def anomalous_config(shop: Any) -> dict[str, Any]:
     """One objective, and users of whom some have a gender that the configuration forbids."""
-    content = shop.config(objectives=[{"name": "exposure", "epochs": 2, "batch_size": 256}])
+    content = shop.config(objectives=[{"name": "exposure", "rounds": 2, "batch_size": 128}])
+    del content["evaluation"]["weights"]  # they are for three objectives
     content["name"] = "anomalous-shop"
     events = content["data"]["interactions"][0]["event"]
     events["values"] = dict.fromkeys(events["values"], "exposure")

@@ -140,6 +140,8 @@ def record_run(recorder: Recorder, run: str, version: int | None, cached_ingesti
     )
     previous: Inputs = {}
     for index, objective in enumerate(("exposure", "click")):
+        report = {"loss": 1.5 + index, "phases": [{"name": "train"}]}
+        report |= {"weights": {"exposure": [1.0, 0.05]}} if index else {"weights": {}}
         stage = r.execute(
             run,
             f"Trainer.{objective}",
@@ -148,7 +150,7 @@ def record_run(recorder: Recorder, run: str, version: int | None, cached_ingesti
             {"stage": ("CascadeStage", {"objective": objective, "owned": "[32]", "tau": 0.25})},
             {"stage_index": index},
         )
-        r.write(f"Trainer.{objective}", "stage", run, "stage.json", {"loss": 1.5 + index})
+        r.write(f"Trainer.{objective}", "stage", run, "stage.json", report)
         previous = {"previous": stage["stage"]}
     model = r.execute(
         run,
@@ -335,6 +337,7 @@ def test_rendered_tree_holds_what_is_asked_for(recorder: Recorder) -> None:
         "objective=click",
         "evaluation.json: metrics.click: recall@50=0.4321",
         "report.json: 1 checks, all passed",
+        "stage.json: weights: exposure=[1.0, 0.05]",
         "input file: file",
         "sha256=ab12",
         "shown above, made by InteractionGen",

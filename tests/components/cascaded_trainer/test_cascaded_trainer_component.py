@@ -11,7 +11,13 @@ from components.artifacts import CascadeStage
 from components.cascaded_trainer import executor, spec
 from components.cascaded_trainer.component import CascadedTrainer, CascadedTrainerSpec
 from models.features import FeatureKinds
-from models.settings import ModelSettings, NegativeSettings, StageSettings, TowerSettings
+from models.settings import (
+    ModelSettings,
+    NegativeSettings,
+    StageSettings,
+    TowerSettings,
+    ValidationSettings,
+)
 
 FEATURES = FeatureKinds(user={"age": "numeric"}, item={"genres": "categorical"})
 
@@ -26,7 +32,7 @@ def make_node(previous: BaseChannel | None = None, **changes: Any) -> CascadedTr
         "transformed_examples": channel(standard_artifacts.Examples),
         "previous": previous,
         "stage_index": 0,
-        "n_objectives": 3,
+        "objectives": ["exposure", "click", "conversion"],
         "settings": StageSettings(name="exposure"),
         "model": ModelSettings(),
         "features": FEATURES,
@@ -55,10 +61,11 @@ def test_another_artifact_is_refused_as_the_stage_before() -> None:
 
 
 def test_executor_reads_back_the_settings_that_were_given() -> None:
-    settings = StageSettings(name="click", tau=0.37, epochs=11, head="increment")
+    settings = StageSettings(name="click", tau=0.37, rounds=11, head="increment")
     model = ModelSettings(
         towers=TowerSettings(dimension=48, hidden=(16, 8)),
         negatives=NegativeSettings(kind="sampled", random=99),
+        validation=ValidationSettings(share=0.3, patience=9),
     )
     node = make_node(settings=settings, model=model, ordered=False, stage_index=1, seed=3)
     properties = node.exec_properties
@@ -67,7 +74,7 @@ def test_executor_reads_back_the_settings_that_were_given() -> None:
     assert FeatureKinds.parse(json.loads(properties[spec.FEATURES_KEY])) == FEATURES
     assert properties[spec.ORDERED_KEY] == 0
     assert properties[spec.STAGE_INDEX_KEY] == 1
-    assert properties[spec.N_OBJECTIVES_KEY] == 3
+    assert json.loads(properties[spec.OBJECTIVES_KEY]) == ["exposure", "click", "conversion"]
     assert properties[spec.SEED_KEY] == 3
 
 
@@ -76,11 +83,12 @@ def test_executor_reads_back_the_settings_that_were_given() -> None:
     [
         {"settings": StageSettings(name="exposure", learning_rate=0.5)},
         {"model": ModelSettings(towers=TowerSettings(dimension=48))},
+        {"model": ModelSettings(validation=ValidationSettings(share=0.0))},
         {"features": FeatureKinds()},
         {"ordered": False},
         {"seed": 8},
         {"stage_index": 1},
-        {"n_objectives": 2},
+        {"objectives": ["exposure", "click"]},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -89,10 +97,10 @@ def test_whatever_changes_the_stage_changes_its_cache_key(changes: dict[str, Any
 
 
 def test_a_later_stage_does_not_enter_the_cache_key_of_an_earlier_one() -> None:
-    # All that the node is told of the others is how many there are.
+    # All that the node is told of the others are their names.
     assert set(CascadedTrainerSpec.PARAMETERS) == {
         spec.STAGE_INDEX_KEY,
-        spec.N_OBJECTIVES_KEY,
+        spec.OBJECTIVES_KEY,
         spec.SETTINGS_KEY,
         spec.MODEL_KEY,
         spec.FEATURES_KEY,

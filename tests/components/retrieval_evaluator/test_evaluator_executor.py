@@ -77,15 +77,40 @@ def test_file_named_like_a_version_is_none(tmp_path: Path) -> None:
 # --- what is measured ---------------------------------------------------------------------------
 
 
-def test_default_weights_sum_the_objectives_up_to_the_measured_one() -> None:
-    assert evaluation().weights(0) == [1.0, 0.0]
-    assert evaluation().weights(1) == [1.0, 1.0]
+OWN = {"exposure": [1.0, 0.2], "click": [1.0, 0.5]}
 
 
-def test_configured_weights_replace_the_default() -> None:
-    chosen = evaluation(weights={"click": (0.0, 3.0)})
-    assert chosen.weights(0) == [1.0, 0.0]
-    assert chosen.weights(1) == [0.0, 3.0]
+def test_a_model_is_measured_at_its_own_weights() -> None:
+    assert evaluation().weights(OWN) == OWN
+
+
+def test_configured_weights_replace_those_of_the_model() -> None:
+    chosen = evaluation(weights={"click": (0.0, 3.0)}).weights(OWN)
+    assert chosen == {"exposure": [1.0, 0.2], "click": [0.0, 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("own", "measured"),
+    [
+        pytest.param(OWN | {"buy": [1.0, 0.5, 2.0]}, OWN, id="one more"),
+        pytest.param({"exposure": [1.0]}, {"exposure": [1.0]}, id="one less"),
+        pytest.param(dict(reversed(OWN.items())), OWN, id="another order"),
+    ],
+)
+def test_a_model_of_other_objectives_keeps_its_weights(
+    own: dict[str, list[float]], measured: dict[str, list[float]]
+) -> None:
+    assert evaluation(weights={"click": (0.0, 3.0)}).weights(own) == measured
+
+
+def test_a_baseline_without_an_objective_is_no_measure_for_it() -> None:
+    report = evaluation(minimum_lift=0.0).report(
+        SERVED, ANN_RECALL, {"exposure": lists((b"b", b"c"), (b"a", b"c"))}, []
+    )
+    assert set(report["baseline"]) == {"exposure"}
+    assert [check["name"] for check in report["checks"] if not check["passed"]] == [
+        "exposure: recall@50 against the blessed model"
+    ]
 
 
 def lists(*rows: tuple[bytes, ...]) -> np.ndarray:

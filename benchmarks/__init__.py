@@ -1,0 +1,1 @@
+"""Baselines and the measurements that compare them with CSMF. Nothing here is served."""

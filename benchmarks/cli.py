@@ -1,0 +1,142 @@
+"""The commands of `csmf bench`. Imports what a command needs only when that command runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure the method against baselines, on the configuration's own data."""
+
+
+def _bench_options(command: Any) -> Any:
+    """Options that all benchmarks share."""
+    for option in (
+        click.option(
+            "--config",
+            "config_path",
+            type=click.Path(path_type=Path, dir_okay=False),
+            required=True,
+            help="YAML configuration, or the name of a ready one.",
+        ),
+        click.option(
+            "--workdir",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Where the data nodes run. Default: runs/bench-NAME.",
+        ),
+        click.option(
+            "--json",
+            "json_path",
+            type=click.Path(path_type=Path, dir_okay=False),
+            required=True,
+            help="Results; trainings that it holds are not run again.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_SEEDS = click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+_WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=max(1, os.cpu_count() or 1),
+    help="Trainings at a time, one thread each. Default: the number of cores.",
+)
+_MARKDOWN = click.option(
+    "--markdown",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the table as Markdown, too.",
+)
+
+
+@bench.command()
+@_bench_options
+@_SEEDS
+@_WORKERS
+@_MARKDOWN
+@click.option("--methods", default="", metavar="NAME,..", help="Only these; default: all.")
+@click.option(
+    "--dimension", "dimensions", type=int, multiple=True, help="Index dimension; repeatable."
+)
+def quality(
+    config_path: Path,
+    workdir: Path | None,
+    json_path: Path,
+    seeds: int,
+    workers: int,
+    markdown: Path | None,
+    methods: str,
+    dimensions: tuple[int, ...],
+) -> None:
+    """Train and compare CSMF, tower baselines, iALS, item-kNN, EASE and popularity."""
+    from benchmarks import quality as table
+    from benchmarks.bench import compare
+    from pipeline.config import load_config
+
+    config = load_config(config_path)
+    trials = table.quality_trials(
+        config.objective_names,
+        [name for name in methods.split(",") if name],
+        dimensions or (config.model.towers.dimension,),
+        seeds,
+    )
+    compare(config, workdir, trials, table.run_method, json_path, workers, markdown)
+
+
+@bench.command()
+@_bench_options
+@_SEEDS
+@_WORKERS
+@_MARKDOWN
+def ablation(
+    config_path: Path,
+    workdir: Path | None,
+    json_path: Path,
+    seeds: int,
+    workers: int,
+    markdown: Path | None,
+) -> None:
+    """Train CSMF with one thing changed at a time."""
+    from benchmarks import ablation as table
+    from benchmarks.bench import compare
+    from pipeline.config import load_config
+
+    config = load_config(config_path)
+    trials = table.ablation_trials(config.model.towers.dimension, seeds)
+    compare(config, workdir, trials, table.run_variant, json_path, workers, markdown)
+
+
+@bench.command()
+@_bench_options
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option(
+    "--baselines",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="File of `csmf bench quality`: its rows become points.",
+)
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Picture, .png or .svg.",
+)
+def pareto(
+    config_path: Path,
+    workdir: Path | None,
+    json_path: Path,
+    seed: int,
+    baselines: Path | None,
+    plot_path: Path,
+) -> None:
+    """Sweep the request weights of one CSMF index and plot it with the baselines."""
+    from benchmarks.bench import pareto_of
+    from pipeline.config import load_config
+
+    pareto_of(load_config(config_path), workdir, seed, baselines, json_path, plot_path)

@@ -1,0 +1,151 @@
+"""The training loop: rounds of steps, a look at the validation cut, the best round kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from models.batches import Batch, BatchMaker
+from models.settings import ValidationSettings
+
+TensorBatch = dict[str, Any]  # the fields of a `Batch`, as tensors
+
+_SPECS = {
+    "history_items": tf.TensorSpec([None, None], tf.int32),
+    "history_levels": tf.TensorSpec([None, None], tf.int32),
+    "history_ranks": tf.TensorSpec([None, None], tf.int32),
+    "user_ids": tf.TensorSpec([None], tf.int32),
+    "candidates": tf.TensorSpec([None], tf.int32),
+    "positives": tf.TensorSpec([None, None], tf.int32),
+    "log_q": tf.TensorSpec([None], tf.float32),
+    "offsets": tf.TensorSpec([None, None], tf.float32),
+}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a call of `fit` did."""
+
+    losses: list[float]  # mean of each round
+    recalls: list[float]  # on the validation cut after each round; empty without one
+    kept_round: int  # whose weights were kept, counted from 1
+    steps: int
+    seconds: float
+
+
+class Task(tfrs.Model):
+    """Weights that learn from batches; subclasses say which, and by which loss."""
+
+    def __init__(self, learning_rate: float):
+        super().__init__()
+        self._learning_rate = learning_rate
+
+    @property
+    def moving(self) -> list[tf.Variable]:
+        """The weights of which steps may move a part."""
+        raise NotImplementedError
+
+    def compute_loss(self, inputs: tuple[TensorBatch, ...], training: bool = False) -> tf.Tensor:
+        """Scalar loss of one batch from each maker."""
+        raise NotImplementedError
+
+    def masked(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
+        """The gradients of `moving`, 0 where a weight must not move."""
+        return gradients
+
+    def start(self) -> None:
+        """Forgets the optimiser's state (METHOD 1.1). The step is traced once per task."""
+        if not self._is_compiled:
+            # The dense moments of Adam leave a weight whose gradient is always zero untouched:
+            # m = v = 0 gives a step of exactly 0. There is no weight decay that could move it.
+            self.compile(optimizer=tf.keras.optimizers.Adam(self._learning_rate))
+            self.optimizer.build(self.moving)
+            self._fresh = [variable.numpy() for variable in self.optimizer.variables]
+            self.step = tf.function(self.train_step, reduce_retracing=True)
+        for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
+            variable.assign(value)
+
+    def train_step(self, inputs: tuple[TensorBatch, ...]) -> tf.Tensor:
+        """One optimiser step; replaces the step of tfrs.Model because gradients are masked."""
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, training=True)
+        gradients = self.masked(tape.gradient(loss, self.moving))
+        self.optimizer.apply_gradients(
+            [(g, w) for g, w in zip(gradients, self.moving, strict=True) if g is not None]
+        )
+        return loss
+
+
+def fit(
+    task: Task,
+    makers: Sequence[BatchMaker],
+    rounds: int,
+    settings: ValidationSettings,
+    validate: Callable[[], float] | None,
+    tell: Callable[[str], None],
+) -> Fitted:
+    """Trains with a fresh optimiser until validation stops improving, and keeps the best round.
+
+    Args:
+      task: what learns.
+      makers: every step takes a batch of each.
+      rounds: at most.
+      settings: length of a round, patience.
+      validate: value of the weights as they are, larger is better; None = all rounds are trained.
+      tell: called with a line of text after every round.
+    """
+    started = time.monotonic()
+    task.start()
+    steps = max(
+        max(maker.steps(), math.ceil(settings.round_steps * maker.share)) for maker in makers
+    )
+    batches = iter(_dataset(makers))
+    losses: list[float] = []
+    recalls: list[float] = []
+    best: list[np.ndarray] = []
+    for number in range(1, rounds + 1):
+        values = [task.step(batch) for batch in itertools.islice(batches, steps)]
+        losses.append(float(np.mean([float(value) for value in values])))
+        seen = ""
+        if validate is not None:
+            recalls.append(validate())
+            seen = f", validation {recalls[-1]:.4f}"
+            if len(recalls) == int(np.argmax(recalls)) + 1:
+                best = [weight.numpy() for weight in task.moving]
+        seconds = time.monotonic() - started
+        tell(f"round {number}/{rounds}, loss {losses[-1]:.4f}{seen}, {seconds:.0f} s")
+        if recalls and number - (int(np.argmax(recalls)) + 1) >= settings.patience:
+            break
+    for weight, value in zip(task.moving, best, strict=False):  # no best without validation
+        weight.assign(value)
+    return Fitted(
+        losses=losses,
+        recalls=recalls,
+        kept_round=int(np.argmax(recalls)) + 1 if recalls else len(losses),
+        steps=steps * len(losses),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _dataset(makers: Sequence[BatchMaker]) -> tf.data.Dataset:
+    """Tuples of one batch per maker, drawn ahead while a step runs."""
+    fields = [field.name for field in dataclasses.fields(Batch)]
+
+    def draw() -> Iterator[tuple[TensorBatch, ...]]:
+        for batches in zip(*(maker.batches() for maker in makers), strict=True):
+            yield tuple({name: getattr(batch, name) for name in fields} for batch in batches)
+
+    specs = tuple(
+        _SPECS | {"features": dict.fromkeys(maker.features, tf.TensorSpec([None, None], tf.int32))}
+        for maker in makers
+    )
+    return tf.data.Dataset.from_generator(draw, output_signature=specs).prefetch(2)

@@ -1,0 +1,128 @@
+"""Request weights on data where the right ones are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.held_out import HeldOut
+from models.timelines import Timelines
+from models.weighting import GRID, choose_weights
+
+N_ITEMS, Q, K = 60, 400, 5
+SIZES = [8, 6, 7]
+
+
+def _held_out(targets: np.ndarray, levels: np.ndarray) -> HeldOut:
+    """Each query is a user whose only events are the targets [Q, W]."""
+    width = targets.shape[1]
+    n = len(targets) * width
+    return HeldOut.of(
+        Timelines(
+            user_ids=np.arange(len(targets), dtype=np.int32),
+            offsets=np.arange(0, n + 1, width, dtype=np.int64),
+            items=targets.ravel().astype(np.int32),
+            levels=levels.ravel().astype(np.int32),
+            times=np.zeros(n, np.int64),
+            targets=levels.ravel().astype(np.int32),
+            features={},
+        ),
+        len(targets),
+        0,
+    )
+
+
+def _unit(rng: np.random.Generator, n: int) -> np.ndarray:
+    blocks = [rng.normal(size=(n, size)) for size in SIZES]
+    return np.concatenate(
+        [block / np.linalg.norm(block, axis=1, keepdims=True) for block in blocks], axis=1
+    ).astype(np.float32)
+
+
+def _scores(users: np.ndarray, items: np.ndarray) -> list[np.ndarray]:
+    """Scores [Q, N] of each block."""
+    ends = np.cumsum(SIZES)
+    return [
+        users[:, end - size : end] @ items[:, end - size : end].T
+        for end, size in zip(ends, SIZES, strict=True)
+    ]
+
+
+def _recall(held: HeldOut, users: np.ndarray, items: np.ndarray, weights: list[float]) -> float:
+    total = sum(w * s for w, s in zip(weights, _scores(users, items), strict=True))
+    shares = []
+    for row, targets in zip(total, held.targets, strict=True):
+        shares.append(len(set(np.argsort(-row)[:K]) & set(targets)) / min(K, len(targets)))
+    return float(np.mean(shares))
+
+
+def _case(true: list[float], noise: float = 0.0, seed: int = 0, level: int = 0) -> tuple:
+    """Users who take the best five items by the weighted sum of the blocks' scores."""
+    rng = np.random.default_rng(seed)
+    users, items = _unit(rng, Q), _unit(rng, N_ITEMS)
+    total = sum(w * s for w, s in zip(true, _scores(users, items), strict=True))
+    targets = np.argsort(-(total + rng.normal(0, noise, total.shape)), axis=1)[:, :K]
+    return _held_out(targets, np.full(targets.shape, level)), users, items
+
+
+@pytest.mark.parametrize(
+    "true", [[1.0, 0.5, 0.0], [1.0, 2.0, 0.0], [1.0, 0.0, 1.0], [1.0, 3.0, 0.5]]
+)
+def test_the_right_weights_are_found(true: list[float]) -> None:
+    held, users, items = _case(true)
+    weights, recall = choose_weights(held, users, items, SIZES, 0, K)
+    assert weights == true
+    assert recall == 1.0
+
+
+def test_a_weight_off_the_grid_is_approached() -> None:
+    held, users, items = _case([1.0, 0.6, 0.0])
+    weights, recall = choose_weights(held, users, items, SIZES, 0, K)
+    assert weights[1] in (0.5, 0.75)
+    assert recall == pytest.approx(_recall(held, users, items, weights))
+    assert recall > 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_useless_blocks_get_nothing(seed: int) -> None:
+    held, users, items = _case([1.0, 0.0, 0.0], noise=0.2, seed=seed)
+    assert choose_weights(held, users, items, SIZES, 0, K)[0] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pure_noise_is_never_worse_than_the_first_head_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    users, items = _unit(rng, 40), _unit(rng, N_ITEMS)
+    targets = np.stack([rng.choice(N_ITEMS, 3, replace=False) for _ in range(40)])
+    held = _held_out(targets, np.zeros_like(targets))
+    weights, recall = choose_weights(held, users, items, SIZES, 0, K)
+    assert recall == pytest.approx(_recall(held, users, items, weights))
+    assert recall >= _recall(held, users, items, [1.0, 0.0, 0.0])
+    assert weights[0] == 1.0
+    assert set(weights) <= {*GRID}
+
+
+def test_only_the_targets_of_the_level_are_asked_for() -> None:
+    """Level 0 follows the first block, level 1 the second: each objective gets its own weights."""
+    rng = np.random.default_rng(7)
+    users, items = _unit(rng, Q), _unit(rng, N_ITEMS)
+    first, second, _ = _scores(users, items)
+    levels = np.arange(Q)[:, None].repeat(K, axis=1) % 2
+    targets = np.argsort(-np.where(levels[:, :1] == 1, first + 5 * second, first), axis=1)[:, :K]
+    held = _held_out(targets, levels)
+    weights, recall = choose_weights(held, users, items, SIZES, 1, K)
+    assert weights == [1.0, 5.0, 0.0]
+    assert recall == 1.0
+    assert choose_weights(held, users, items, SIZES, 0, K)[0][1] < 5.0
+
+
+def test_without_a_query_of_the_level_the_first_head_answers() -> None:
+    held, users, items = _case([1.0, 2.0, 0.0])
+    weights, recall = choose_weights(held, users, items, SIZES, 1, K)
+    assert weights == [1.0, 0.0, 0.0]
+    assert np.isnan(recall)
+
+
+def test_lists_longer_than_the_catalogue_are_cut() -> None:
+    held, users, items = _case([1.0, 2.0, 0.0])
+    assert choose_weights(held, users, items, SIZES, 0, 1000) == ([1.0, 0.0, 0.0], 1.0)
