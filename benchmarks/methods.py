@@ -18,16 +18,15 @@ from benchmarks.classical import fit_classical
 from benchmarks.networks import BlockNetwork, MixtureOfExperts, SharedBottom, equal_blocks
 from benchmarks.outcome import Cost, Outcome, measure, rank
 from benchmarks.split import Split
-from benchmarks.training import Goal, JointTask, train_jointly
+from benchmarks.training import Goal, JointTask, quiet, train_jointly
 from benchmarks.weight_masks import WeightRule, train_weight_masked
 from models.fitting import Fitted
-from models.held_out import HeldOut
+from models.held_out import Vectors
 from models.stages import train_stage
 from models.towers import TwoTower
-from models.weighting import choose_weights
+from models.weighting import choose_weights, default_weights, item_blocks, user_blocks
 
 Method = Callable[[Split, int], list[Outcome]]  # (split, seed)
-Vectors = npt.NDArray[np.float32]
 
 CHOSEN = "weights chosen on validation"
 _OWN = "own head"
@@ -39,38 +38,31 @@ _ONE = "one vector"
 
 def csmf(split: Split, seed: int) -> list[Outcome]:
     """The product's cascade, at weights chosen on validation, at plain ones, and its first head."""
-    towers = TwoTower(split.spec, seed)
-    seconds = 0.0
-    for stage, settings in enumerate(split.config.objectives):
-        report = train_stage(towers, split.data, stage, settings, split.model, seed, _quiet)
-        seconds += sum(phase.fitted.seconds for phase in report.phases)
-    users, items = vectors_of(towers, split)
+    towers, seconds = cascade(split, seed)
+    items = item_blocks(towers, split.data.item_features)
+    test = user_blocks(towers, split.test)
     sizes = towers.block_sizes()
     cost = Cost(_size(towers.weights.values()), sum(sizes), seconds)
-    k = split.spec.n_objectives
-    plain = [[1.0] * (level + 1) + [0.0] * (k - level - 1) for level in range(k)]
-    first = [plain[0]] * k
-    chosen = _chosen(split, users(split.validation), items, sizes)
+    plain = list(default_weights(split.config.objective_names).values())
+    chosen = _chosen(split, user_blocks(towers, split.validation), items, sizes)
     return [
-        _fused(split, users(split.test), items, sizes, weights, name, cost, {"blocks": sizes})
+        _fused(split, test, items, sizes, weights, name, cost)
         for name, weights in (
             (CHOSEN, chosen),
             ("weights 1 up to the objective", plain),
-            ("first head alone", first),
+            ("first head alone", [plain[0]] * len(plain)),
         )
     ]
 
 
-def vectors_of(towers: TwoTower, split: Split) -> tuple[Callable[[HeldOut], Vectors], Vectors]:
-    """(function from queries to their blocks [Q, D], blocks of the items [N, D])."""
-    spec = towers.spec
-
-    def users(held_out: HeldOut) -> Vectors:
-        inputs = held_out.user_inputs(spec.towers.history_length, spec.n_users)
-        return np.concatenate([towers.blocks(towers.users(batch)).numpy() for batch in inputs])
-
-    features = {name: tf.constant(ids) for name, ids in split.data.item_features.items()}
-    return users, towers.blocks(towers.items(tf.range(spec.n_items), features)).numpy()
+def cascade(split: Split, seed: int) -> tuple[TwoTower, float]:
+    """(the network after all stages, seconds of training)."""
+    towers = TwoTower(split.spec, seed)
+    seconds = 0.0
+    for stage, settings in enumerate(split.config.objectives):
+        report = train_stage(towers, split.data, stage, settings, split.model, seed, quiet)
+        seconds += sum(phase.fitted.seconds for phase in report.phases)
+    return towers, seconds
 
 
 # --- tower baselines ---------------------------------------------------------------------------
@@ -246,7 +238,7 @@ def _blocks_outcomes(
     chosen = _chosen(split, task.users(split.validation), items, sizes)
     cost = _cost(network, seconds)
     return [
-        _fused(split, users, items, sizes, weights, name, cost, {"blocks": sizes})
+        _fused(split, users, items, sizes, weights, name, cost)
         for name, weights in ((_OWN, own), (CHOSEN, chosen))
     ]
 
@@ -268,7 +260,6 @@ def _fused(
     weights: Sequence[Sequence[float]],
     name: str,
     cost: Cost,
-    details: dict[str, object],
 ) -> Outcome:
     objectives = split.config.objective_names
     metrics = measure(
@@ -277,15 +268,11 @@ def _fused(
         lambda level: rank(split.test, users, items, sizes, weights[level]),
     )
     by_objective = dict(zip(objectives, weights, strict=True))
-    return Outcome(name, metrics, cost, {**details, "weights": by_objective})
+    return Outcome(name, metrics, cost, {"blocks": sizes, "weights": by_objective})
 
 
 def _cost(network: BlockNetwork, seconds: float) -> Cost:
     return Cost(_size(network.moving()), sum(network.block_sizes), seconds)
-
-
-def _quiet(text: str) -> None:
-    """Progress is told per training, not per round."""
 
 
 def _size(weights: Iterable[tf.Variable]) -> int:

@@ -6,8 +6,6 @@ are D long, and each is L2-normalised by itself, as those of CSMF are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import tensorflow as tf
 
@@ -17,7 +15,10 @@ Blocks = list[tf.Tensor]  # [N, D_k] each
 
 
 class BlockNetwork(tf.Module):
-    """Base: the tables of a `TwoTower`, heads by subclass."""
+    """Base: the tables of a `TwoTower`; subclasses add heads (`outputs`).
+
+    Not an abc: its metaclass and that of tf.Module exclude each other.
+    """
 
     def __init__(self, spec: TowerSpec, seed: int, block_sizes: list[int]):
         super().__init__()
@@ -36,11 +37,11 @@ class BlockNetwork(tf.Module):
 
     def user_blocks(self, inputs: UserInputs) -> Blocks:
         """Blocks of the users."""
-        return _normalised(self.outputs("user", self.tables.embed_users(inputs)))
+        return normalised(self.outputs("user", self.tables.embed_users(inputs)))
 
     def item_blocks(self, ids: tf.Tensor, features: dict[str, tf.Tensor]) -> Blocks:
         """Blocks of the items [N]; features as in `TwoTower.items`."""
-        return _normalised(self.outputs("item", self.tables.embed_items(ids, features)))
+        return normalised(self.outputs("item", self.tables.embed_items(ids, features)))
 
     def outputs(self, tower: str, x: tf.Tensor) -> Blocks:
         """Raw blocks from a tower's inputs [N, F]."""
@@ -130,8 +131,6 @@ def equal_blocks(dimension: int, n: int) -> list[int]:
     return [dimension // n + (k < dimension % n) for k in range(n)]
 
 
-def _normalised(blocks: Blocks) -> Blocks:
+def normalised(blocks: Blocks) -> Blocks:
+    """The blocks, each L2-normalised by itself."""
     return [tf.math.l2_normalize(block, axis=1, epsilon=1e-12) for block in blocks]
-
-
-NetworkMaker = Callable[[TowerSpec, int], BlockNetwork]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from models.held_out import HeldOut
 from models.timelines import Ints
+from models.weighting import fuse
 
 LONGEST_LIST = 100
 METRICS: dict[str, tuple[str, int]] = {
@@ -74,5 +75,4 @@ def rank(
       block_sizes: of the K blocks.
       weights: of the K blocks.
     """
-    query = users * np.repeat(np.asarray(weights, np.float32), block_sizes)
-    return test.top(query, items, min(LONGEST_LIST, len(items)))
+    return test.top(fuse(users, block_sizes, weights), items, min(LONGEST_LIST, len(items)))

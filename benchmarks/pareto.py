@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.methods import vectors_of
+from benchmarks.methods import cascade
 from benchmarks.outcome import rank
 from benchmarks.split import Split
-from models.stages import train_stage
-from models.towers import TwoTower
+from models.weighting import item_blocks, user_blocks
 
 SWEPT = (0.0, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0)
 _K = 50
@@ -36,18 +35,15 @@ def sweep(split: Split, seed: int) -> list[Point]:
 
     The first block weighs 1; a second family of points leaves it out.
     """
-    towers = TwoTower(split.spec, seed)
-    for stage, settings in enumerate(split.config.objectives):
-        train_stage(towers, split.data, stage, settings, split.model, seed, lambda text: None)
-    users, items = vectors_of(towers, split)
-    query = users(split.test)
+    towers, _ = cascade(split, seed)
+    users, items = user_blocks(towers, split.test), item_blocks(towers, split.data.item_features)
     k = split.spec.n_objectives
     combinations = [(1.0, *rest) for rest in itertools.product(SWEPT, repeat=k - 1)] + [
         (0.0, *rest) for rest in itertools.product((0.0, 0.5, 1.0), repeat=k - 1) if any(rest)
     ]
     points = []
     for weights in combinations:
-        top = rank(split.test, query, items, towers.block_sizes(), weights)
+        top = rank(split.test, users, items, towers.block_sizes(), weights)
         before, last = (
             float(np.nanmean(split.test.recall(top, level, _K))) for level in (k - 2, k - 1)
         )

@@ -9,7 +9,6 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from benchmarks.outcome import Outcome
 from benchmarks.split import Split, load
 from pipeline.config import PipelineConfig
+from schemas.files import write_atomically
 from schemas.settings import ConfigError
 
 Say = Callable[[str], None]
@@ -95,9 +95,7 @@ class Results:
             for objective, metrics in outcome.metrics.items()
             for metric, value in metrics.items()
         ]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
-        os.replace(temporary, self._path)
+        write_atomically(self._path, json.dumps(self.content, indent=1).encode())
 
 
 def _same(done: dict[str, Any], trial: Trial) -> bool:

@@ -118,7 +118,7 @@ def train_jointly(
             recalls.append(np.nanmean(held_out.recall(top, goal.level, RECALL_AT)))
         return float(np.mean(recalls))
 
-    fitted = fit(task, makers, settings.rounds, model.validation, validate, lambda text: None)
+    fitted = fit(task, makers, settings.rounds, model.validation, validate, quiet)
     return task, fitted
 
 
@@ -134,17 +134,7 @@ def _makers(
     while another is still under way: batches are as large as the goal's share of the rows."""
 
     def maker(goal: Goal, stage: StageSettings) -> BatchMaker:
-        return BatchMaker(
-            data.timelines,
-            data.ordered,
-            goal.level,
-            model.towers,
-            stage,
-            model.negatives,
-            spec.n_items,
-            spec.n_users,
-            seed + goal.level,
-        )
+        return data.batch_maker(spec, goal.level, stage, model.negatives, seed + goal.level)
 
     rows = [maker(goal, settings).rows() for goal in goals]
     sizes = [max(_LEAST_ROWS, round(settings.batch_size * n / max(rows))) for n in rows]
@@ -152,6 +142,10 @@ def _makers(
         maker(goal, settings.model_copy(update={"batch_size": size}))
         for goal, size in zip(goals, sizes, strict=True)
     ]
+
+
+def quiet(text: str) -> None:
+    """Progress of a benchmark is told per training, not per round."""
 
 
 def block_mask(block_sizes: Sequence[int], blocks: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from benchmarks.networks import TOWERS, Blocks, SharedBottom, equal_blocks
-from benchmarks.training import Goal, JointTask, block_mask
+from benchmarks.networks import TOWERS, Blocks, SharedBottom, equal_blocks, normalised
+from benchmarks.training import Goal, JointTask, block_mask, quiet
 from models import masks
-from models.batches import BatchMaker
 from models.fitting import fit
 from models.held_out import HeldOut
 from models.settings import ModelSettings, StageSettings
@@ -58,10 +57,7 @@ class WeightMaskedNetwork(SharedBottom):
         return self._blocks("item", [tables.embed_items(ids, features) for tables in self._views()])
 
     def _blocks(self, tower: str, inputs: list[tf.Tensor]) -> Blocks:
-        return [
-            tf.math.l2_normalize(head(x), axis=1, epsilon=1e-12)
-            for head, x in zip(self._heads[tower], inputs, strict=True)
-        ]
+        return normalised([head(x) for head, x in zip(self._heads[tower], inputs, strict=True)])
 
     def _views(self) -> list[TwoTower]:
         """The tables as each objective reads them: zeros where a later one owns the weight."""
@@ -137,9 +133,7 @@ class WeightMaskedTask(JointTask):
         """Recall@50 of the stage's block at its level; None where no target reaches it."""
         if held_out is None:
             return None
-        reaching = held_out.only(
-            np.flatnonzero((held_out.target_levels >= self._stage).any(axis=1))
-        )
+        reaching = held_out.only(held_out.reaching(self._stage))
         own = block_mask(self._network.block_sizes, (self._stage,))
 
         def recall() -> float:
@@ -184,17 +178,7 @@ def train_weight_masked(
     seconds = 0.0
     for stage in range(k):
         task = WeightMaskedTask(network, data.item_features, stage, settings)
-        maker = BatchMaker(
-            data.timelines,
-            data.ordered,
-            stage,
-            model.towers,
-            settings,
-            model.negatives,
-            spec.n_items,
-            spec.n_users,
-            seed + stage,
-        )
+        maker = data.batch_maker(spec, stage, settings, model.negatives, seed + stage)
         if not len(maker.positives):
             raise ValueError(f"objective {stage} has no positive among the training events")
         run = partial(
@@ -203,7 +187,7 @@ def train_weight_masked(
             [maker],
             settings=model.validation,
             validate=task.validator(data.held_out),
-            tell=_quiet,
+            tell=quiet,
         )
         seconds += run(rounds=settings.rounds).seconds
         if stage < k - 1:
@@ -212,7 +196,3 @@ def train_weight_masked(
                 maker.subset(settings.recovery_share)
                 seconds += run(rounds=settings.recovery_rounds).seconds
     return network, task, seconds
-
-
-def _quiet(text: str) -> None:
-    """Progress is told per training, not per round."""

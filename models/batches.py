@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from models.losses import depth_margins, log_expected_count
 from models.settings import NegativeSettings, StageSettings, TowerSettings
-from models.timelines import Ints, Timelines
+from models.timelines import Ints, Timelines, ranges
 
 _REMOVED = np.float32(-1e9)  # finite, as a difference of two infinities would be NaN
 
@@ -237,14 +237,13 @@ class BatchMaker:
     ) -> npt.NDArray[np.float32]:
         """Removed: known to the user, or liked at this level at any time. Hard: one level below."""
         timelines = self._timelines
-        begin, end = timelines.offsets[rows.timelines], timelines.offsets[rows.timelines + 1]
-        sizes = end - begin
-        row = np.repeat(np.arange(len(sizes)), sizes)
-        events = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes) + begin[row]
+        row, events = ranges(
+            timelines.offsets[rows.timelines], timelines.offsets[rows.timelines + 1]
+        )
         best = self._best_levels[events]
         liked = (best >= self._level) | (events < rows.seen_until[row])
         history_row, history_column = np.nonzero(rows.history >= 0)
-        offsets = np.tile(log_counts.astype(np.float32), (len(sizes), 1))
+        offsets = np.tile(log_counts.astype(np.float32), (len(rows.timelines), 1))
         if self._stage.margin == "depth" and self._level > 0:
             offsets += self._depth_margins(offsets.shape, row, events, column_of)
         for at_row, event, value in (

@@ -43,7 +43,10 @@ class Fitted:
 
 
 class Task(tfrs.Model):
-    """Weights that learn from batches; subclasses say which, and by which loss."""
+    """Weights that learn from batches; subclasses say which, and by which loss.
+
+    Not an abc: its metaclass and that of Keras models exclude each other.
+    """
 
     def __init__(self, learning_rate: float):
         super().__init__()

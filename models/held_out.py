@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from models.timelines import Ints, Timelines, padded
+from models.timelines import Ints, Timelines, highest, padded, ranges
 from models.towers import UserInputs
 
 Vectors = npt.NDArray[np.float32]
@@ -61,6 +61,10 @@ class HeldOut:
             target_levels=self.target_levels[queries],
         )
 
+    def reaching(self, level: int) -> npt.NDArray[np.int64]:
+        """Places of the queries with a target that reaches the level."""
+        return np.flatnonzero((self.target_levels >= level).any(axis=1))
+
     def user_inputs(self, history_length: int, n_users: int) -> Iterator[UserInputs]:
         """What the user tower reads, batch by batch, in the order of the queries."""
         timelines = self.timelines
@@ -104,9 +108,7 @@ class HeldOut:
     def seen(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Ints]:
         """(row, item) of everything in the histories of the queries [start, stop)."""
         begin = self.timelines.offsets[self.owner[start:stop]]
-        sizes = self.history_end[start:stop] - begin
-        row = np.repeat(np.arange(len(sizes)), sizes)
-        events = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes) + begin[row]
+        row, events = ranges(begin, self.history_end[start:stop])
         items = self.timelines.items[events]
         return row[items >= 0], items[items >= 0]
 
@@ -169,7 +171,7 @@ def cut(
     training = _of_events(timelines, np.flatnonzero(~dropped))
     # The level to predict may come from a held-out event on the same item.
     training = dataclasses.replace(
-        training, targets=np.minimum(training.targets, _reached(pair[~dropped], training.levels))
+        training, targets=np.minimum(training.targets, highest(pair[~dropped], training.levels))
     )
     validation = _of_events(
         dataclasses.replace(
@@ -193,11 +195,3 @@ def _of_events(timelines: Timelines, events: npt.NDArray[np.int64]) -> Timelines
         times=timelines.times[events],
         targets=timelines.targets[events],
     )
-
-
-def _reached(pair: npt.NDArray[np.int64], levels: Ints) -> Ints:
-    """[E] highest level among the events of the same user and item."""
-    _, inverse = np.unique(pair, return_inverse=True)
-    best = np.full(inverse.max(initial=-1) + 1, -1, np.int32)
-    np.maximum.at(best, inverse, levels)
-    return best[inverse]

@@ -15,9 +15,9 @@ from models import losses, masks
 from models.batches import BatchMaker
 from models.fitting import Fitted, Task, TensorBatch, fit
 from models.held_out import HeldOut, cut
-from models.settings import ModelSettings, StageSettings
+from models.settings import ModelSettings, NegativeSettings, StageSettings
 from models.timelines import Timelines
-from models.towers import OUTPUT, TwoTower, UserInputs
+from models.towers import OUTPUT, TowerSpec, TwoTower, UserInputs
 
 Progress = Callable[[str], None]
 RECALL_AT = 50
@@ -49,6 +49,27 @@ class TrainingData:
         training, validation = cut(timelines, ordered, settings.share, seed)
         held_out = HeldOut.of(validation, settings.max_queries, seed)
         return cls(training, ordered, item_features, held_out)
+
+    def batch_maker(
+        self,
+        spec: TowerSpec,
+        level: int,
+        settings: StageSettings,
+        negatives: NegativeSettings,
+        seed: int,
+    ) -> BatchMaker:
+        """What draws the training batches of a level for a network of these shapes."""
+        return BatchMaker(
+            self.timelines,
+            self.ordered,
+            level,
+            spec.towers,
+            settings,
+            negatives,
+            spec.n_items,
+            spec.n_users,
+            seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,17 +129,7 @@ def train_stage(
     report = StageReport(stage, settings.name, settings.model_dump(mode="json"))
     frozen = frozen_sha256(towers, stage)
     task = StageTask(towers, data.item_features, stage, settings)
-    maker = BatchMaker(
-        data.timelines,
-        data.ordered,
-        stage,
-        towers.spec.towers,
-        settings,
-        model.negatives,
-        towers.spec.n_items,
-        towers.spec.n_users,
-        seed + stage,
-    )
+    maker = data.batch_maker(towers.spec, stage, settings, model.negatives, seed + stage)
     if not len(maker.positives):
         raise ValueError(
             f"objective {settings.name!r} has no positive among the training events; "
@@ -168,7 +179,7 @@ def _validator(task: StageTask, held_out: HeldOut | None, stage: int) -> Callabl
     """Recall@50 at the stage's level, all blocks up to its own weighing 1."""
     if held_out is None:
         return None
-    reaching = held_out.only(np.flatnonzero((held_out.target_levels >= stage).any(axis=1)))
+    reaching = held_out.only(held_out.reaching(stage))
     if not len(reaching):
         return None
 

@@ -55,14 +55,28 @@ class Timelines:
         A target counts, too: it may know of an event in a later chunk of the user.
         """
         key = self.timeline_of.astype(np.int64) * (int(self.items.max(initial=0)) + 2) + self.items
-        _, inverse = np.unique(key, return_inverse=True)
-        best = np.full(inverse.max(initial=-1) + 1, -1, np.int32)
-        np.maximum.at(best, inverse, np.maximum(self.levels, self.targets))
-        return best[inverse]
+        return highest(key, np.maximum(self.levels, self.targets))
 
     def positives(self, level: int) -> npt.NDArray[np.int64]:
         """Event indices of the targets that reach `level` and whose item is in the vocabulary."""
         return np.flatnonzero((self.targets >= level) & (self.items >= 0))
+
+
+def ranges(
+    begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All indices of the ranges [begin, end), one after the other: (number of its range, index)."""
+    sizes = end - begin
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    return row, np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes) + begin[row]
+
+
+def highest(keys: npt.NDArray[np.int64], levels: Ints) -> Ints:
+    """[E] highest level among the entries with the same key."""
+    _, inverse = np.unique(keys, return_inverse=True)
+    best = np.full(inverse.max(initial=-1) + 1, -1, np.int32)
+    np.maximum.at(best, inverse, levels)
+    return best[inverse]
 
 
 def read_timelines(

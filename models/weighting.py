@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from models.held_out import HeldOut
+from models.held_out import HeldOut, Vectors
+from models.timelines import Ints
 from models.towers import TwoTower
 
 if TYPE_CHECKING:  # serving a model needs its weights, not what trained it
@@ -37,20 +38,33 @@ def chosen_weights(
       data: what the stages were trained and validated on.
       objectives: names, in the order of the stages.
     """
-    held_out, spec = data.held_out, towers.spec
+    held_out = data.held_out
     if held_out is None or not len(held_out):
         return {}
-    users = [
-        towers.blocks(towers.users(inputs)).numpy()
-        for inputs in held_out.user_inputs(spec.towers.history_length, spec.n_users)
-    ]
-    features = {name: tf.constant(ids) for name, ids in data.item_features.items()}
-    items = towers.blocks(towers.items(tf.range(spec.n_items), features)).numpy()
+    users, items = user_blocks(towers, held_out), item_blocks(towers, data.item_features)
     return {
-        name: choose_weights(held_out, np.concatenate(users), items, towers.block_sizes(), level)[0]
+        name: choose_weights(held_out, users, items, towers.block_sizes(), level)[0]
         for level, name in enumerate(objectives)
-        if (held_out.target_levels >= level).any()
+        if len(held_out.reaching(level))
     }
+
+
+def user_blocks(towers: TwoTower, held_out: HeldOut) -> Vectors:
+    """[Q, D] the blocks of the queries' users, stage 0 first."""
+    spec = towers.spec
+    inputs = held_out.user_inputs(spec.towers.history_length, spec.n_users)
+    return np.concatenate([towers.blocks(towers.users(batch)).numpy() for batch in inputs])
+
+
+def item_blocks(towers: TwoTower, item_features: Mapping[str, Ints]) -> Vectors:
+    """[N, D] the blocks of all items; features: name -> [N, F]."""
+    features = {name: tf.constant(ids) for name, ids in item_features.items()}
+    return towers.blocks(towers.items(tf.range(towers.spec.n_items), features)).numpy()
+
+
+def fuse(users: Vectors, block_sizes: Sequence[int], weights: Sequence[float]) -> Vectors:
+    """[Q, D] query vectors: each block times its weight (METHOD 1.4)."""
+    return users * np.repeat(np.asarray(weights, np.float32), block_sizes)
 
 
 def choose_weights(
@@ -78,14 +92,14 @@ def choose_weights(
     Returns:
       (K weights, the first one 1; their Recall@k).
     """
-    reaching = np.flatnonzero((held_out.target_levels >= level).any(axis=1))
+    reaching = held_out.reaching(level)
     held_out, users = held_out.only(reaching), users[reaching]
     weights = [1.0] + [0.0] * (len(block_sizes) - 1)
     if not len(held_out):
         return weights, float("nan")
 
     def recalls(candidate: list[float]) -> npt.NDArray[np.float64]:
-        query = users * np.repeat(np.asarray(candidate, np.float32), block_sizes)
+        query = fuse(users, block_sizes, candidate)
         return held_out.recall(held_out.top(query, items, min(k, len(items))), level, k)
 
     best = recalls(weights)
@@ -94,6 +108,8 @@ def choose_weights(
         for block in range(1, len(weights)):
             tried = []
             for weight in GRID:
+                if weight == weights[block]:
+                    continue
                 candidate = [*weights[:block], weight, *weights[block + 1 :]]
                 values = recalls(candidate)
                 difference = values - best

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from components.serving_validator import spec as serving_validator
 from pipeline.config import PipelineConfig
 from pipeline.dag import Workdir
 from pipeline.local_runner import latest_run, open_store
+from schemas.files import write_atomically
 from schemas.versions import versions_in
 
 _OK = (metadata_store_pb2.Execution.COMPLETE, metadata_store_pb2.Execution.CACHED)
@@ -120,10 +120,8 @@ def _verdict(verdicts: list[bool]) -> bool | None:
 
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:
-    """Writes `summary.json` so that a reader sees the old or the new one, never half of one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes `summary.json`, atomically."""
+    write_atomically(path, json.dumps(summary, indent=2).encode())
 
 
 def _json(nodes: dict[str, NodeRun], node: str, output: str, file: str) -> dict[str, Any]:

@@ -9,8 +9,6 @@ Two schemas, because the splits hold two kinds of examples:
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from schemas import names
+from schemas.files import write_atomically
 from schemas.logs import DataSettings, Feature
 
 TIMELINES = "timelines"
@@ -78,20 +77,9 @@ def write_schemas(schemas: Mapping[str, schema_pb2.Schema], directory: Path) -> 
         content = text_format.MessageToString(schema).encode()
         path = directory / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.pbtxt"
         if not path.exists():
-            _write_atomically(path, content)
+            write_atomically(path, content)
         paths[name] = path
     return paths
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from a server's user
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _add(

@@ -13,25 +13,10 @@ from hypothesis import strategies as st
 
 from models.batches import Batch, BatchMaker
 from models.settings import NegativeSettings, StageSettings, TowerSettings
-from models.timelines import Timelines
+from tests.models.logs import Log, timelines_of
 
 N_ITEMS, UNKNOWN_USER = 9, 77
 GONE = -1e8  # offsets below it mean "removed"
-
-Log = list[tuple[int, int, int, int]]  # (item, level, time, target) of a timeline's events
-
-
-def _timelines(logs: list[Log]) -> Timelines:
-    flat = np.array([event for log in logs for event in log], np.int64).reshape(-1, 4)
-    return Timelines(
-        user_ids=np.arange(10, 10 + len(logs), dtype=np.int32),
-        offsets=np.cumsum([0, *map(len, logs)]).astype(np.int64),
-        items=flat[:, 0].astype(np.int32),
-        levels=flat[:, 1].astype(np.int32),
-        times=flat[:, 2],
-        targets=flat[:, 3].astype(np.int32),
-        features={"city": np.arange(len(logs), dtype=np.int32)[:, None] + 100},
-    )
 
 
 def _maker(
@@ -52,7 +37,7 @@ def _maker(
         "user_id_dropout": 0.0,
     }
     return BatchMaker(
-        _timelines(logs),
+        timelines_of(logs),
         ordered,
         level,
         TowerSettings(history_length=history_length),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,22 +12,9 @@ from hypothesis import strategies as st
 from models import metrics
 from models.held_out import HeldOut, cut
 from models.timelines import Timelines
+from tests.models.logs import Log, timelines_of
 
 N_ITEMS, D = 12, 5
-Log = list[tuple[int, int, int, int]]  # (item, level, time, target)
-
-
-def _timelines(logs: list[Log]) -> Timelines:
-    flat = np.array([event for log in logs for event in log], np.int64).reshape(-1, 4)
-    return Timelines(
-        user_ids=np.arange(10, 10 + len(logs), dtype=np.int32),
-        offsets=np.cumsum([0, *map(len, logs)]).astype(np.int64),
-        items=flat[:, 0].astype(np.int32),
-        levels=flat[:, 1].astype(np.int32),
-        times=flat[:, 2],
-        targets=flat[:, 3].astype(np.int32),
-        features={"city": np.arange(len(logs), dtype=np.int32)[:, None] + 100},
-    )
 
 
 def _logs_of(timelines: Timelines) -> list[Log]:
@@ -58,7 +47,7 @@ def _logs(draw: st.DrawFn) -> list[Log]:
 @settings(deadline=None)
 @given(_logs(), st.sampled_from([0.1, 0.3, 0.49]))
 def test_an_ordered_cut_is_a_moment(logs: list[Log], share: float) -> None:
-    timelines = _timelines(logs)
+    timelines = timelines_of(logs)
     training, validation = cut(timelines, True, share, seed=0)
     train_logs, valid_logs = _logs_of(training), _logs_of(validation)
     targets = sorted(event[2] for log in logs for event in log if event[3] >= 0)
@@ -86,7 +75,7 @@ def test_an_ordered_cut_by_hand() -> None:
         [(1, 0, 1, 0), (2, 2, 5, 2), (3, 0, 9, 0)],
         [(4, 1, 2, 1), (1, 0, 8, 0), (4, 2, 9, -1)],
     ]
-    training, validation = cut(_timelines(logs), True, 0.4, seed=0)
+    training, validation = cut(timelines_of(logs), True, 0.4, seed=0)
     # Targets at 1, 2, 5, 8, 9: the last two of five are held out.
     assert _logs_of(training) == [[(1, 0, 1, 0), (2, 2, 5, 2)], [(4, 1, 2, 1)]]
     assert _logs_of(validation) == [
@@ -109,7 +98,7 @@ def _unordered_logs(n: int, size: int) -> list[Log]:
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_an_unordered_cut_holds_out_random_targets_of_every_user(size: int) -> None:
     logs = _unordered_logs(300, size)
-    training, validation = cut(_timelines(logs), False, 0.3, seed=5)
+    training, validation = cut(timelines_of(logs), False, 0.3, seed=5)
     held = targets = 0
     for log, kept, everything in zip(logs, _logs_of(training), _logs_of(validation), strict=True):
         assert kept, "every user keeps an event"
@@ -127,7 +116,7 @@ def test_an_unordered_cut_holds_out_random_targets_of_every_user(size: int) -> N
 
 
 def test_the_seed_decides_what_an_unordered_cut_holds_out() -> None:
-    timelines = _timelines(_unordered_logs(20, 6))
+    timelines = timelines_of(_unordered_logs(20, 6))
     one, same, other = (_logs_of(cut(timelines, False, 0.3, seed)[0]) for seed in (1, 1, 2))
     assert one == same
     assert one != other
@@ -136,7 +125,7 @@ def test_the_seed_decides_what_an_unordered_cut_holds_out() -> None:
 def test_a_cut_of_nothing() -> None:
     for ordered in (True, False):
         for logs in ([], [[]], [[(3, 0, 1, -1)]]):
-            training, validation = cut(_timelines(logs), ordered, 0.2, 0)
+            training, validation = cut(timelines_of(logs), ordered, 0.2, 0)
             assert len(HeldOut.of(validation, 10, 0)) == 0
             assert len(training.items) == sum(map(len, logs))
 
@@ -176,7 +165,7 @@ def _found(held: HeldOut) -> list[tuple[int, list[int], list[tuple[int, int]]]]:
 @settings(deadline=None)
 @given(_logs(), st.integers(1, 6), st.integers(0, 3))
 def test_moments_against_the_oracle(logs: list[Log], limit: int, seed: int) -> None:
-    timelines = _timelines(logs)
+    timelines = timelines_of(logs)
     everything = _moments(logs)
     assert _found(HeldOut.of(timelines, 1000, 0)) == everything
     sample = _found(HeldOut.of(timelines, limit, seed))
@@ -187,7 +176,7 @@ def test_moments_against_the_oracle(logs: list[Log], limit: int, seed: int) -> N
 
 
 def test_another_seed_is_another_sample() -> None:
-    timelines = _timelines([[(i, 0, i, 0) for i in range(12)] for _ in range(5)])
+    timelines = timelines_of([[(i, 0, i, 0) for i in range(12)] for _ in range(5)])
     owners = [HeldOut.of(timelines, 20, seed).history_end.tolist() for seed in (1, 2)]
     assert owners[0] != owners[1]
 
@@ -195,7 +184,7 @@ def test_another_seed_is_another_sample() -> None:
 @settings(deadline=None, max_examples=50)
 @given(_logs(), st.integers(1, 10))
 def test_user_inputs_against_the_oracle(logs: list[Log], length: int) -> None:
-    held = HeldOut.of(_timelines(logs), 1000, 0)
+    held = HeldOut.of(timelines_of(logs), 1000, 0)
     rows = []
     for inputs in held.user_inputs(length, n_users=99):
         assert inputs.history_items.shape[1] <= length
@@ -249,7 +238,7 @@ def _brute_force(held: HeldOut, users: np.ndarray, items: np.ndarray, k: int) ->
 @settings(deadline=None, max_examples=60)
 @given(_logs(), st.integers(1, N_ITEMS))
 def test_top_against_brute_force(logs: list[Log], k: int) -> None:
-    held = HeldOut.of(_timelines(logs), 1000, 0)
+    held = HeldOut.of(timelines_of(logs), 1000, 0)
     users, items = _vectors(len(held))
     top = held.top(users, items, k)
     assert top.shape == (len(held), k)
@@ -257,7 +246,7 @@ def test_top_against_brute_force(logs: list[Log], k: int) -> None:
 
 
 def test_lists_are_padded_where_fewer_items_remain() -> None:
-    held = HeldOut.of(_timelines([[(i, 0, i, 0 if i == 10 else -1) for i in range(11)]]), 9, 0)
+    held = HeldOut.of(timelines_of([[(i, 0, i, 0 if i == 10 else -1) for i in range(11)]]), 9, 0)
     users, items = _vectors(1)
     top = held.top(users, items, 4)
     assert set(top[0, :2].tolist()) == {10, 11}
@@ -271,7 +260,7 @@ def test_more_queries_than_a_batch_keep_their_order() -> None:
         [(int(i), 0, t, 0) for t, i in enumerate(rng.choice(N_ITEMS, 4, replace=False))]
         for _ in range(300)
     ]
-    held = HeldOut.of(_timelines(logs), 2000, 0)
+    held = HeldOut.of(timelines_of(logs), 2000, 0)
     assert len(held) == 1200
     users, items = _vectors(1200)
     assert held.top(users, items, 5).tolist() == _brute_force(held, users, items, 5)
@@ -289,7 +278,7 @@ def test_more_queries_than_a_batch_keep_their_order() -> None:
 @settings(deadline=None, max_examples=60)
 @given(_logs(), st.integers(0, 2), st.integers(1, N_ITEMS))
 def test_recall_and_ndcg_equal_the_metrics(logs: list[Log], level: int, k: int) -> None:
-    held = HeldOut.of(_timelines(logs), 1000, 0)
+    held = HeldOut.of(timelines_of(logs), 1000, 0)
     users, items = _vectors(len(held), seed=1)
     top = held.top(users, items, N_ITEMS)
     recalls, ndcgs = held.recall(top, level, k), held.ndcg(top, level, k)
@@ -304,22 +293,8 @@ def test_recall_and_ndcg_equal_the_metrics(logs: list[Log], level: int, k: int) 
             assert np.isnan(ndcgs[query])
 
 
-def _of_users(rows: list[list[tuple[int, int, int, int]]], users: list[int]) -> Timelines:
-    """Timelines of (item, level, time, target) events."""
-    events = np.array([event for row in rows for event in row], np.int64).reshape(-1, 4)
-    return Timelines(
-        user_ids=np.array(users, np.int32),
-        offsets=np.append(0, np.cumsum([len(row) for row in rows])),
-        items=events[:, 0].astype(np.int32),
-        levels=events[:, 1].astype(np.int32),
-        times=events[:, 2],
-        targets=events[:, 3].astype(np.int32),
-        features={},
-    )
-
-
 def test_a_training_target_knows_no_level_of_a_held_out_event():
-    log = _of_users([[(5, 0, 1, 2), (6, 0, 2, 0), (7, 0, 8, 0), (5, 2, 9, -1)]], [0])
+    log = timelines_of([[(5, 0, 1, 2), (6, 0, 2, 0), (7, 0, 8, 0), (5, 2, 9, -1)]])
     training, validation = cut(log, ordered=True, share=0.3, seed=0)
     assert training.items.tolist() == [5, 6]
     assert training.targets.tolist() == [0, 0]  # the purchase at time 9 is not known yet
@@ -328,7 +303,7 @@ def test_a_training_target_knows_no_level_of_a_held_out_event():
 
 def test_a_held_out_item_is_no_context_of_a_later_chunk():
     chunks = [[(1, 0, 0, 0), (2, 0, 0, 0)], [(2, 0, 0, -1), (3, 0, 0, 0), (4, 0, 0, 0)]]
-    log = _of_users(chunks, [0, 0])
+    log = dataclasses.replace(timelines_of(chunks), user_ids=np.array([10, 10], np.int32))
     for seed in range(30):
         training, validation = cut(log, ordered=False, share=0.4, seed=seed)
         held = set(validation.items[validation.targets >= 0].tolist())
