@@ -53,9 +53,14 @@ lock: | $(UV)  ## Resolve setup.py anew into requirements.lock (LOCK_ARGS=--upgr
 	$(UV) pip compile --quiet --python-version 3.11 --extra dev $(LOCK_ARGS) \
 	  --custom-compile-command "make lock" setup.py requirements.in -o requirements.lock
 
+.PHONY: peers
+peers: | $(UV)  ## Environment of the servers that `csmf bench serving` compares with (needs g++)
+	@test -x .venv-peers/bin/python || $(UV) venv --quiet --python 3.11 .venv-peers
+	$(UV) pip sync --quiet --python .venv-peers/bin/python benchmarks/serving/peers/requirements.txt
+
 .PHONY: clean
 clean:  ## Delete the environment, caches and build leftovers (data/ and runs/ stay)
-	rm -rf .venv .uv build csmf.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .uv build csmf.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- set-up ---------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ REQUIREMENTS = [
     "pyarrow==10.0.1",  # TFT, TFDV and tfx-bsl 1.16 accept only 10.x
     "protobuf==4.25.9",  # tfx 1.16 and ml-metadata 1.16 need protobuf 4
     "grpcio==1.65.5",  # Beam 2.64 accepts nothing from 1.66 on
+    "grpcio-health-checking==1.62.3",  # the newest that accepts protobuf 4
+    "aiohttp==3.14.5",  # the REST interface
+    "prometheus-client==0.26.0",  # the metrics page
     "click==8.5.1",  # our terminal output is tested against it
     "rich==15.0.0",  # same
     "pydantic==2.14.3",  # the texts of configuration errors are built on its error types
@@ -39,7 +42,11 @@ BENCHMARKS = [
 
 DEVELOPMENT = [
     *BENCHMARKS,
+    "cryptography==50.0.2",  # throw-away certificates for the TLS tests
     "hypothesis==6.170.15",
+    "kubernetes==26.1.0",  # its types say what a manifest may hold
+    "packaging==26.3",  # compares requirements
+    "ovmsclient==2023.1",  # a client of the TensorFlow Serving API that is not ours
     "psutil==7.2.2",  # memory of process trees
     "pytest==9.2.0",
     "pytest-xdist==3.8.0",
@@ -72,7 +79,11 @@ setup(
             for rest in ("", ".*")
         ]
     ),
-    package_data={"configs": ["*.yaml"], "schemas": ["*.pbtxt"]},
+    package_data={
+        "configs": ["*.yaml"],
+        "schemas": ["*.pbtxt"],
+        "benchmarks.serving": ["peers/*.py", "peers/*.txt"],
+    },
     install_requires=REQUIREMENTS,
     extras_require={"benchmarks": BENCHMARKS, "dev": DEVELOPMENT},
     entry_points={"console_scripts": ["csmf=pipeline.cli:main"]},

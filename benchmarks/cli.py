@@ -140,3 +140,79 @@ def pareto(
     from pipeline.config import load_config
 
     pareto_of(load_config(config_path), workdir, seed, baselines, json_path, plot_path)
+
+
+@bench.command()
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Figures.",
+)
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/bench-serving"),
+    show_default=True,
+    help="Where the model is made; the next run finds it there.",
+)
+@click.option("--parts", default="", metavar="NAME,..", help="Only these; default: all.")
+@click.option("--items", type=click.IntRange(min=1000), default=200_000, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=max(1, os.cpu_count() or 1),
+    help="Processes of each server, ours and the others. Default: the number of cores.",
+)
+@click.option("--clients", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Of one measurement.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Of the measurements that take turns.",
+)
+@click.option("--swap-seconds", type=float, default=60.0, show_default=True)
+@click.option("--soak-seconds", type=float, default=600.0, show_default=True)
+@click.option(
+    "--peers-python",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path(".venv-peers/bin/python"),
+    show_default=True,
+    help="Made by: make peers",
+)
+def serving(
+    json_path: Path,
+    workdir: Path,
+    parts: str,
+    items: int,
+    workers: int,
+    clients: int,
+    seconds: float,
+    rounds: int,
+    swap_seconds: float,
+    soak_seconds: float,
+    peers_python: Path,
+) -> None:
+    """Measure the server against an echo service, the model alone, and FastAPI with HNSW."""
+    from benchmarks.serving.run import PARTS, run
+    from benchmarks.serving.world import World
+
+    chosen = [name for name in parts.split(",") if name] or list(PARTS)
+    if unknown := set(chosen) - PARTS.keys():
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    run(
+        World(items=items),
+        workdir,
+        json_path,
+        chosen,
+        workers=workers,
+        clients=clients,
+        seconds=seconds,
+        rounds=rounds,
+        swap_seconds=swap_seconds,
+        soak_seconds=soak_seconds,
+        peers_python=peers_python.absolute(),
+    )

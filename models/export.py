@@ -16,9 +16,11 @@ from tensorflow.python.saved_model import fingerprinting_utils
 
 from models.catalogue import Catalogue
 from models.index import ScannSearcher
+from models.preprocessing import USER_VOCABULARY
 from models.recommender import Profiles, Recommender, item_vectors
 from models.settings import IndexSettings
 from models.towers import TwoTower
+from models.warmup import write_warm_up
 from models.weighting import default_weights
 from schemas import names
 
@@ -80,6 +82,7 @@ def export(
     manifest["model_id"] = _sha256(
         json.dumps(manifest, sort_keys=True).encode(), vectors.tobytes()
     )[:16]
+    user_ids = transform.vocabulary_by_name(USER_VOCABULARY)
     for flavour in names.FLAVOURS:
         searcher = ScannSearcher(vectors, settings) if flavour == names.SCANN_FLAVOUR else None
         recommender = Recommender(
@@ -92,7 +95,15 @@ def export(
             settings.top_k,
             objectives,
         )
-        _save(recommender, directory / flavour, manifest | {"flavour": flavour})
+        _save(recommender, directory / flavour)
+        write_warm_up(
+            directory / flavour / names.WARMUP_FILE,
+            recommender.defaults(),
+            user_ids,
+            catalogue.item_ids.tolist(),
+            list(manifest["weights"].values()),
+        )
+        _bind(directory / flavour, manifest | {"flavour": flavour})
     np.savez(
         directory / names.VECTORS_FILE,
         item_ids=catalogue.item_ids.astype(np.bytes_),
@@ -113,7 +124,7 @@ def _check(catalogue: Catalogue, vectors: npt.NDArray[np.float32]) -> None:
         )
 
 
-def _save(recommender: Recommender, directory: Path, manifest: dict[str, Any]) -> None:
+def _save(recommender: Recommender, directory: Path) -> None:
     tf.saved_model.save(
         recommender,
         str(directory),
@@ -121,14 +132,16 @@ def _save(recommender: Recommender, directory: Path, manifest: dict[str, Any]) -
         options=tf.saved_model.SaveOptions(namespace_whitelist=["Scann"]),
     )
     _write_defaults(directory / "saved_model.pb", recommender.defaults())
+
+
+def _bind(directory: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest beside the SavedModel, with the hash of every file."""
     files = {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-    target = directory / names.MANIFEST_FILE
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(manifest | {"files": files}, indent=2))
+    (directory / names.MANIFEST_FILE).write_text(json.dumps(manifest | {"files": files}, indent=2))
 
 
 def _write_defaults(path: Path, defaults: dict[str, npt.NDArray]) -> None:

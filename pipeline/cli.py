@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from benchmarks.cli import bench
+from pipeline.versions_command import versions
 
 EXIT_NOT_BLESSED = 3
 
@@ -92,6 +93,11 @@ def run(
     summary = summarise(config, place, time.monotonic() - started)
     write_summary(summary, place.summary)
     console.show_summary(summary, place.summary)
+    if summary["pushed_version"] is not None:
+        from pipeline.versions import rollback_note
+
+        if note := rollback_note(workdir, config.serving.model_name):
+            console.say(note, "yellow")
     if summary["blessed"] is False:
         sys.exit(EXIT_NOT_BLESSED)
 
@@ -100,16 +106,42 @@ def run(
 @_WORKDIR
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8500, show_default=True, help="0 = any free port.")
-@click.option("--poll-seconds", default=1.0, show_default=True, help="Look for new versions.")
-def serve(workdir: Path, host: str, port: int, poll_seconds: float) -> None:
-    """Serve the pushed models over the TensorFlow Serving gRPC API.
+@click.option(
+    "--rest-port", type=click.IntRange(min=0), help="REST and metrics; 0 = any free port."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the ports, each with the models in its own memory.",
+)
+@click.option(
+    "--batching/--no-batching",
+    default=True,
+    show_default=True,
+    help="Run concurrent calls together.",
+)
+@click.option(
+    "--poll-seconds", default=1.0, show_default=True, help="Look for new versions and rollbacks."
+)
+def serve(
+    workdir: Path,
+    host: str,
+    port: int,
+    rest_port: int | None,
+    workers: int,
+    batching: bool,
+    poll_seconds: float,
+) -> None:
+    """Serve the pushed models over the TensorFlow Serving API.
 
     Both flavours are served: the model with ScaNN ops under its name, the other with `_stock`
-    appended. New versions are picked up while serving.
+    appended. New versions are picked up while serving, and so is `csmf versions rollback`.
     """
     from pipeline.serve import serve_workdir
 
-    serve_workdir(workdir, host, port, poll_seconds)
+    serve_workdir(workdir, host, port, rest_port, workers, batching, poll_seconds)
 
 
 @main.command()
@@ -191,6 +223,7 @@ def fetch(name: str, data_dir: Path) -> None:
 
 
 main.add_command(bench)
+main.add_command(versions)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from pipeline.serve import any_server, served_models
+from pipeline.serve import any_server
+from pipeline.versions import served_models
 from schemas.names import MANIFEST_FILE
 from schemas.settings import ConfigError, nearest
 from schemas.versions import newest_version

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -11,50 +10,74 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from schemas import names
+from pipeline import console
+from pipeline.versions import (
+    ADDRESS_FILE,
+    pinned_version,
+    rollback_note,
+    servable_models,
+    served_states,
+    server_address,
+    write_models,
+)
+from schemas.names import STOCK_SUFFIX
 from schemas.settings import ConfigError
-from schemas.versions import versions_in
+from serving.command import serve
+from serving.config_files import MODELS_FILE, to_text
+from serving.options import BatchingOptions, ServerOptions
 
-_ADDRESS_FILE = "server.address"
 _START_TIMEOUT_SECONDS = 120.0
+# Rows that run together at most, and full batches that may wait: beyond, calls are refused.
+_BATCHING = BatchingOptions(max_batch_size=1024, max_enqueued_batches=2)
+_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
-def served_models(workdir: Path) -> dict[str, Path]:
-    """Name -> base path of the models pushed into the workdir, the one with ScaNN first.
+def serve_workdir(
+    workdir: Path,
+    host: str,
+    port: int,
+    rest_port: int | None,
+    workers: int,
+    batching: bool,
+    poll_seconds: float,
+) -> None:
+    """Serves until interrupted; the workdir then holds the server's address for other commands.
+
+    Versions are those that `models.config` in the serving directory asks for, which is written if
+    there is none; it is read again as often as the base paths.
+
+    Args:
+      host, port: of gRPC; port 0 picks a free one.
+      rest_port: of REST, metrics on it; 0 picks a free one, None = no REST.
+      workers: processes.
+      batching: run concurrent calls together.
+      poll_seconds: time between two looks for new versions or a rollback; 0 = look once.
 
     Raises:
-      ConfigError: nothing was pushed there yet.
+      ConfigError: nothing was pushed, or what is to be served is not on disk.
     """
-    serving = _serving_dir(workdir)
-    bases = sorted(path for path in serving.glob("*") if versions_in(path))
-    models = {path.name: path for path in bases if not path.name.endswith(names.STOCK_SUFFIX)}
-    if not models:
-        raise ConfigError(
-            f"no pushed model under {serving}. Run: csmf run --config .. --workdir {workdir}"
-        )
-    return models | {path.name: path for path in bases}
-
-
-def _serving_dir(workdir: Path) -> Path:
-    """Where the last run pushed to; the configuration may name another place than the workdir."""
+    models = servable_models(workdir)
+    config_file = write_models(workdir, models)
+    for name in models:
+        if pinned_version(models, name) is not None and not name.endswith(STOCK_SUFFIX):
+            console.say(rollback_note(workdir, name), "yellow")
+    address_file = workdir / ADDRESS_FILE
+    options = ServerOptions(
+        models=models,
+        host=host,
+        port=port,
+        rest_port=rest_port,
+        workers=workers,
+        metrics_path=_METRICS_PATH,
+        health_service=True,
+        poll_seconds=poll_seconds,
+        config_file=config_file,
+        config_poll_seconds=poll_seconds,
+        allow_labels_for_unavailable=True,  # labels in the file must not prevent a restart
+        batching=_BATCHING if batching else None,
+    )
     try:
-        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-        return Path(summary["serving_dir"])
-    except (FileNotFoundError, KeyError):
-        return workdir / "serving"
-
-
-def serve_workdir(workdir: Path, host: str, port: int, poll_seconds: float) -> None:
-    """Serves until interrupted; the workdir then holds the server's address for other commands."""
-    models = {name: str(path.absolute()) for name, path in served_models(workdir).items()}
-    from serving.server import ServerOptions, run  # TensorFlow: ten seconds
-
-    address_file = workdir / _ADDRESS_FILE
-    try:
-        run(
-            ServerOptions(models=models, host=host, port=port, poll_seconds=poll_seconds),
-            address_file,
-        )
+        serve(options, address_file)
     finally:
         address_file.unlink(missing_ok=True)
 
@@ -62,24 +85,17 @@ def serve_workdir(workdir: Path, host: str, port: int, poll_seconds: float) -> N
 @contextlib.contextmanager
 def any_server(workdir: Path, model: str) -> Iterator[str]:
     """Address of the workdir's running server, or of one that is started for the time being."""
-    address_file = workdir / _ADDRESS_FILE
-    if address_file.exists():
-        address = f"127.0.0.1:{address_file.read_text(encoding='utf-8').strip()}"
-        if _answers(address, model):
-            yield address
-            return
+    address = server_address(workdir)
+    if address is not None and _is_available(address, model):
+        yield address
+        return
     with _temporary_server(workdir) as address:
         yield address
 
 
-def _answers(address: str, model: str) -> bool:
-    from serving.client import RecommenderClient, RecommenderError
-
-    with RecommenderClient(address, model, timeout_seconds=2.0) as client:
-        try:
-            return any(state.state == "AVAILABLE" for state in client.status())
-        except RecommenderError:
-            return False
+def _is_available(address: str, model: str) -> bool:
+    states = served_states(address, model) or {}
+    return any(state.state == "AVAILABLE" for state in states.values())
 
 
 @contextlib.contextmanager
@@ -87,12 +103,14 @@ def _temporary_server(workdir: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as scratch:
         port_file = Path(scratch) / "port"
         log_file = Path(scratch) / "log"
-        arguments = ["--port", "0", "--port-file", str(port_file)]
-        for name, base in served_models(workdir).items():
-            arguments += ["--model", f"{name}={base.absolute()}"]
+        models_file = Path(scratch) / MODELS_FILE
+        models_file.write_text(to_text(servable_models(workdir)), encoding="utf-8")
+        arguments = ["--host=127.0.0.1", "--port=0", f"--port_file={port_file}"]
+        arguments += [f"--model_config_file={models_file}"]
+        arguments += ["--allow_version_labels_for_unavailable_models"]
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "serving.server", *arguments], stdout=log, stderr=log
+                [sys.executable, "-m", "serving", *arguments], stdout=log, stderr=log
             )
         try:
             deadline = time.monotonic() + _START_TIMEOUT_SECONDS

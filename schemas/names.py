@@ -50,6 +50,7 @@ VECTORS_FILE = "vectors.npz"
 
 # --- files beside a SavedModel --------------------------------------------------------------
 MANIFEST_FILE = "assets.extra/manifest.json"
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"  # TensorFlow Serving's name
 
 
 def user_feature(name: str) -> str:

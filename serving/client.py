@@ -8,9 +8,11 @@ with RecommenderClient("localhost:8500") as client:
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import grpc
@@ -38,6 +40,24 @@ _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOA
 
 # One value, or several of a list feature.
 Feature = str | bytes | float | Sequence[str] | Sequence[float]
+# A number, or the label of one; None = the newest.
+Version = int | str | None
+# The content of a PEM file, or its path.
+Pem = bytes | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Certificates of an encrypted connection.
+
+    Attributes:
+      root_certificates: what must have signed the server's certificate; None = the system's.
+      certificate, key: of this client, for servers that ask for them (mutual TLS).
+    """
+
+    root_certificates: Pem | None = None
+    certificate: Pem | None = None
+    key: Pem | None = None
 
 
 class RecommenderError(RuntimeError):
@@ -105,15 +125,23 @@ class RecommenderClient:
       model: served model name.
       timeout_seconds: limit for each call, retries included. While the server is unavailable
         (starting, restarting) calls are repeated within this time.
+      tls: encrypts the connection; None = clear text.
+
+    Raises:
+      OSError: a certificate cannot be read.
     """
 
     def __init__(
-        self, address: str, model: str = "recommender", timeout_seconds: float = 5.0
+        self,
+        address: str,
+        model: str = "recommender",
+        timeout_seconds: float = 5.0,
+        tls: Tls | None = None,
     ) -> None:
         self.address = address
         self.model = model
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = _open_channel(address, tls)
         self._predict = self._channel.unary_unary(
             _PREDICT,
             request_serializer=messages.PredictRequest.SerializeToString,
@@ -127,23 +155,23 @@ class RecommenderClient:
 
     def recommend(
         self,
-        user_id: str | bytes,
+        user: str | bytes,
         weights: Sequence[float] | None = None,
-        history: Sequence[tuple[str | bytes, int]] = (),
         exclude: Sequence[str | bytes] = (),
         n: int | None = None,
-        version: int | None = None,
+        history: Sequence[tuple[str | bytes, int]] = (),
+        version: Version = None,
         features: Mapping[str, Feature] | None = None,
     ) -> Recommendation:
         """Asks for the items to show to a user.
 
         Args:
-          user_id: any id; an unknown user gets an answer too.
+          user: any id; an unknown user gets an answer too.
           weights: one per objective, in the model's order; None = the model's defaults.
-          history: (item id, level reached), oldest first.
           exclude: item ids that must not be returned.
           n: at most so many items; the model returns no more than it was exported for.
-          version: model version; None = the newest.
+          history: (item id, level reached), oldest first.
+          version: number or label of the model version; None = the newest.
           features: name -> value of user features, without the prefix `user_`; those left out
             are the ones known from training, if any.
 
@@ -153,7 +181,7 @@ class RecommenderClient:
         """
         if n is not None and n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
-        inputs = _user_inputs(user_id, history, features or {})
+        inputs = _user_inputs(user, history, features or {})
         if weights is not None:
             inputs[names.OBJECTIVE_WEIGHTS] = _floats(weights)
         if exclude:
@@ -170,7 +198,7 @@ class RecommenderClient:
         spec = response.model_spec
         return Recommendation(spec.name, spec.version.value, items[:n])
 
-    def titles(self, item_ids: Sequence[str | bytes], version: int | None = None) -> list[str]:
+    def titles(self, item_ids: Sequence[str | bytes], version: Version = None) -> list[str]:
         """Returns the titles of items, in the order asked.
 
         Raises:
@@ -185,9 +213,9 @@ class RecommenderClient:
 
     def embed_user(
         self,
-        user_id: str | bytes,
+        user: str | bytes,
         history: Sequence[tuple[str | bytes, int]] = (),
-        version: int | None = None,
+        version: Version = None,
         features: Mapping[str, Feature] | None = None,
     ) -> UserEmbedding:
         """Returns the user's vector, objective by objective.
@@ -197,7 +225,7 @@ class RecommenderClient:
         Raises:
           RecommenderError: the call failed.
         """
-        inputs = _user_inputs(user_id, history, features or {})
+        inputs = _user_inputs(user, history, features or {})
         response = self._call_predict(names.SIGNATURE_EMBED_USER, inputs, version)
         sizes = self._output(response, names.BLOCK_SIZES)
         spec = response.model_spec
@@ -237,12 +265,14 @@ class RecommenderClient:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _call_predict(self, signature: str, inputs: Mapping[str, Any], version: int | None) -> Any:
+    def _call_predict(self, signature: str, inputs: Mapping[str, Any], version: Version) -> Any:
         request = messages.PredictRequest()
         spec = request.model_spec
         spec.name = self.model
         spec.signature_name = signature
-        if version is not None:
+        if isinstance(version, str):
+            spec.version_label = version
+        elif version is not None:
             spec.version.value = version
             spec.version.SetInParent()
         for alias, tensor in inputs.items():
@@ -281,12 +311,27 @@ class RecommenderClient:
         return _values(self._output(response, alias), "float_val", "<f4")
 
 
+def _open_channel(address: str, tls: Tls | None) -> grpc.Channel:
+    if tls is None:
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(tls.root_certificates),
+        private_key=_read(tls.key),
+        certificate_chain=_read(tls.certificate),
+    )
+    return grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+
+
+def _read(pem: Pem | None) -> bytes | None:
+    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
+
+
 def _user_inputs(
-    user_id: str | bytes,
+    user: str | bytes,
     history: Sequence[tuple[str | bytes, int]],
     features: Mapping[str, Feature],
 ) -> dict[str, Any]:
-    inputs = {names.USER_ID: _strings([user_id], [1])}
+    inputs = {names.USER_ID: _strings([user], [1])}
     if history:
         inputs[names.HISTORY_ITEM_IDS] = _strings([item for item, _ in history], [1, len(history)])
         levels = _tensor(messages.DT_INT64, [1, len(history)])

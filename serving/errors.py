@@ -47,3 +47,7 @@ def details(message: str) -> str:
     if len(encoded) <= _DETAILS_LIMIT_BYTES:
         return message
     return encoded[:_DETAILS_LIMIT_BYTES].decode("utf-8", errors="ignore") + _TRUNCATED
+
+
+class StartupError(RuntimeError):
+    """The server cannot start: a model cannot be made available, or a port cannot be bound."""

@@ -1,117 +1,144 @@
-"""The Predict call: checks in TensorFlow Serving's order, then decode, run, encode."""
+"""The parts of a Predict call, with TensorFlow Serving's checks in its order: find the signature,
+decode the inputs, choose the outputs; then, when the graph has run, encode the response."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
-import numpy as np
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import model_pb2
 
-from serving import tensors
+from serving import tensors, wire
 from serving.errors import ServingError
 from serving.servable import Servable, Signature
 
 DEFAULT_SIGNATURE = "serving_default"
+PREDICT_METHOD = "tensorflow/serving/predict"
 
 
-def predict(
-    servable: Servable, request: predict_pb2.PredictRequest, timeout_ms: int | None
-) -> predict_pb2.PredictResponse:
-    """Answers a request with a servable that the caller has acquired.
+def find_signature(servable: Servable, key: str) -> Signature:
+    """The signature of this name, `serving_default` for "".
 
     Raises:
-      ServingError: status and text as TensorFlow Serving 2.16 gives them.
+      ServingError: FAILED_PRECONDITION, there is none.
     """
-    key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    signature = servable.signatures.get(key)
+    signature = servable.signatures.get(key or DEFAULT_SIGNATURE)
     if signature is None:
         raise ServingError(
-            grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.'
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f'Serving signature key "{key or DEFAULT_SIGNATURE}" not found.',
         )
-    feeds = _feeds(signature, request.inputs)
-    aliases, fetches = _fetches(signature, request.output_filter)
-    results = servable.run(feeds, fetches, timeout_ms)
-    return _response(servable, key, aliases, results)
+    return signature
+
+
+def check_method(signature: Signature) -> None:
+    """Refuses signatures that were not exported for Predict (--enable_signature_method_name_check).
+
+    Raises:
+      ServingError: INVALID_ARGUMENT.
+    """
+    if signature.method_name != PREDICT_METHOD:
+        raise _invalid(
+            f"Expected predict signature method_name to be {PREDICT_METHOD}. "
+            f"Was: {signature.method_name}"
+        )
+
+
+def decode_inputs(signature: Signature, inputs: Mapping[str, Any]) -> dict[str, tensors.Array]:
+    """Decodes a request's inputs and fills in the signature's defaults.
+
+    Args:
+      signature: what is called.
+      inputs: alias -> TensorProto.
+
+    Returns:
+      alias -> value for every input of the signature.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT, the names or a tensor are wrong.
+    """
+    check_names(signature, inputs)
+    feeds = dict(signature.defaults)
+    for alias, proto in inputs.items():
+        try:
+            feeds[alias] = tensors.to_array(proto)
+        except tensors.TensorParseError as error:
+            raise _invalid(f"tensor parsing error: {alias}") from error
+    return feeds
+
+
+def check_names(signature: Signature, sent: Iterable[str]) -> None:
+    """Checks that a request names the inputs of the signature, save for those with a default.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT.
+    """
+    known = signature.inputs.keys()
+    names = set(sent)
+    if len(names) > len(known) or (len(names) < len(known) and not signature.defaults):
+        missing = known - names - signature.defaults.keys()
+        raise _invalid(
+            f"input size does not match signature: {len(names)}!={len(known)} "
+            f"len({{{_list(names)}}}) != len({{{_list(known)}}}). "
+            f"Sent extra: {{{_list(names - known)}}}. Missing but required: {{{_list(missing)}}}."
+        )
+    for alias, info in signature.inputs.items():
+        if alias not in names and alias not in signature.defaults:
+            raise _invalid(
+                f"Signature input alias: {alias}(feed name: {info.name}) "
+                "not found in request and no default value provided. Inputs expected to be in the "
+                f"request {{{_list(names)}}}, or default input alias set: "
+                f"{_list(signature.defaults)}"
+            )
+    if not names <= known:
+        raise _invalid(
+            f"Inputs contains invalid name. Used request inputs: {_list(names & known)}, "
+            f"request input: {_list(names)}"
+        )
+
+
+def select_outputs(signature: Signature, output_filter: Sequence[str]) -> list[str]:
+    """The aliases to answer with: those of the filter, all without one.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT, an alias is unknown or repeated.
+    """
+    known = signature.outputs
+    if not output_filter:
+        return list(known)
+    aliases: list[str] = []
+    for alias in output_filter:
+        if alias not in known:
+            raise _invalid(
+                f"output tensor alias not found in signature: {alias} Outputs expected to be in "
+                f"the set {{{_list(known)}}}."
+            )
+        if alias in aliases:
+            raise _invalid(f"duplicate output tensor alias: {alias}")
+        aliases.append(alias)
+    return aliases
+
+
+def respond(
+    servable: Servable, signature: Signature, outputs: Sequence[str], results: Sequence[Any]
+) -> bytes:
+    """The serialised PredictResponse that carries `results`, the values of `outputs`.
+
+    Raises:
+      ServingError: UNIMPLEMENTED, a dtype has no encoding.
+    """
+    spec = model_pb2.ModelSpec(name=servable.name, signature_name=signature.name)
+    spec.version.value = servable.version
+    try:
+        return wire.predict_response(spec.SerializeToString(), zip(outputs, results, strict=True))
+    except TypeError as error:
+        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, str(error)) from error
 
 
 def _invalid(message: str) -> ServingError:
     return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
-def _names(names: Iterable[str]) -> str:
+def _list(names: Iterable[str]) -> str:
     return ",".join(sorted(names))
-
-
-def _feeds(signature: Signature, inputs: Any) -> dict[Any, tensors.Array]:
-    known = signature.feeds
-    if len(inputs) > len(known) or (len(inputs) < len(known) and not signature.defaults):
-        extra = set(inputs) - known.keys()
-        missing = known.keys() - set(inputs) - signature.defaults.keys()
-        raise _invalid(
-            f"input size does not match signature: {len(inputs)}!={len(known)} "
-            f"len({{{_names(inputs)}}}) != len({{{_names(known)}}}). "
-            f"Sent extra: {{{_names(extra)}}}. Missing but required: {{{_names(missing)}}}."
-        )
-    feeds: dict[Any, tensors.Array] = {}
-    used = 0
-    for alias, handle in known.items():
-        if alias in inputs:
-            used += 1
-        elif alias in signature.defaults:
-            feeds[handle] = signature.defaults[alias]
-        else:
-            raise _invalid(
-                f"Signature input alias: {alias}(feed name: {signature.feed_names[alias]}) "
-                "not found in request and no default value provided. Inputs expected to be in the "
-                f"request {{{_names(inputs)}}}, or default input alias set: "
-                f"{_names(signature.defaults)}"
-            )
-    if used != len(inputs):
-        used_names = _names(set(inputs) & known.keys())
-        raise _invalid(
-            f"Inputs contains invalid name. Used request inputs: {used_names}, "
-            f"request input: {_names(inputs)}"
-        )
-    for alias, proto in inputs.items():
-        try:
-            feeds[known[alias]] = tensors.to_array(proto)
-        except tensors.TensorParseError as error:
-            raise _invalid(f"tensor parsing error: {alias}") from error
-    return feeds
-
-
-def _fetches(signature: Signature, output_filter: Any) -> tuple[list[str], list[Any]]:
-    known = signature.fetches
-    if not output_filter:
-        return list(known), list(known.values())
-    aliases: list[str] = []
-    for alias in output_filter:
-        if alias not in known:
-            raise _invalid(
-                f"output tensor alias not found in signature: {alias} Outputs expected to be in "
-                f"the set {{{_names(known)}}}."
-            )
-        if alias in aliases:
-            raise _invalid(f"duplicate output tensor alias: {alias}")
-        aliases.append(alias)
-    return aliases, [known[alias] for alias in aliases]
-
-
-def _response(
-    servable: Servable, key: str, aliases: list[str], results: list[tensors.Array]
-) -> predict_pb2.PredictResponse:
-    response = predict_pb2.PredictResponse()
-    spec = response.model_spec
-    spec.name = servable.name
-    spec.version.value = servable.version
-    spec.signature_name = key
-    for alias, result in zip(aliases, results, strict=True):
-        try:
-            tensors.fill_proto(np.asarray(result), response.outputs[alias])
-        except TypeError as error:
-            raise ServingError(
-                grpc.StatusCode.UNIMPLEMENTED, f"output {alias} cannot be sent: {error}"
-            ) from error
-    return response

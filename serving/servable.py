@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.saved_model import loader_impl
@@ -34,40 +36,91 @@ class Signature:
 
     Attributes:
       name: key in the SavedModel, e.g. "serving_default".
-      feed_names: input alias -> name of the tensor that is fed.
-      feeds, fetches: input and output alias -> handle in the graph.
+      method_name: what kind of call it was exported for, e.g. "tensorflow/serving/predict".
+      inputs, outputs: alias -> TensorInfo, sorted by alias.
       defaults: input alias -> value used when a request leaves the input out.
+      batchable: rows of different requests may share a run: every input and output declares a
+        first dimension of any size.
+      padding: input alias -> element that fills up short lists, for the inputs whose lists may
+        differ in length between requests. Such an input is [?, ?] and defaults to an empty list.
     """
 
-    __slots__ = ("defaults", "feed_names", "feeds", "fetches", "name")
+    __slots__ = (
+        "batchable",
+        "defaults",
+        "feeds",
+        "fetches",
+        "inputs",
+        "method_name",
+        "name",
+        "outputs",
+        "padding",
+    )
 
     def __init__(self, name: str, definition: Any, graph: tf.Graph) -> None:
         self.name = name
-        self.feed_names = {
-            alias: definition.inputs[alias].name for alias in sorted(definition.inputs)
-        }
-        self.feeds = {alias: _handle(graph, tensor) for alias, tensor in self.feed_names.items()}
-        self.fetches = {
-            alias: _handle(graph, definition.outputs[alias].name)
-            for alias in sorted(definition.outputs)
-        }
+        self.method_name: str = definition.method_name
+        self.inputs = {alias: definition.inputs[alias] for alias in sorted(definition.inputs)}
+        self.outputs = {alias: definition.outputs[alias] for alias in sorted(definition.outputs)}
+        self.feeds = {alias: _handle(graph, info.name) for alias, info in self.inputs.items()}
+        self.fetches = {alias: _handle(graph, info.name) for alias, info in self.outputs.items()}
         self.defaults = {
             alias: tensors.to_array(definition.defaults[alias])
             for alias in sorted(definition.defaults)
         }
+        self.batchable = bool(self.inputs) and all(
+            _has_free_rows(info) for info in (*self.inputs.values(), *self.outputs.values())
+        )
+        self.padding = {
+            alias: _PADDING[value.dtype.kind]
+            for alias, value in self.defaults.items()
+            if value.shape == (1, 0)
+            and [dim.size for dim in self.inputs[alias].tensor_shape.dim] == [-1, -1]
+            and value.dtype.kind in _PADDING
+        }
+
+
+# By kind of numpy dtype: the values that stand for nothing in the lists of a request.
+_PADDING: Mapping[str, Any] = {"O": b"", "f": math.nan, "i": 0}
+
+
+def _has_free_rows(info: Any) -> bool:
+    shape = info.tensor_shape
+    return bool(shape.dim) and shape.dim[0].size == -1
 
 
 def _handle(graph: tf.Graph, tensor: str) -> Any:
     return graph.get_tensor_by_name(tensor)._as_tf_output()
 
 
+class Threads(NamedTuple):
+    """Sizes of TensorFlow's thread pools; 0 = its own choice, the number of cores."""
+
+    intra_op: int = 0
+    inter_op: int = 0
+
+
+AUTOMATIC = Threads()
+
+
 class Servable:
     """A SavedModel in its own graph and session, closed only when no call is running in it."""
 
     def __init__(
-        self, name: str, version: int, path: str, tags: Sequence[str] = ("serve",)
+        self,
+        name: str,
+        version: int,
+        path: str,
+        tags: Sequence[str] = ("serve",),
+        threads: Threads = AUTOMATIC,
     ) -> None:
         """Loads `path`; use in one process with as many other servables as memory allows.
+
+        Args:
+          name, version: what clients ask for.
+          path: directory of the SavedModel.
+          tags: of the meta graph to load.
+          threads: of the session.
 
         Raises:
           ManifestError: the directory does not match its manifest.
@@ -83,7 +136,13 @@ class Servable:
         if _uses_scann(saved_model):
             _register_scann_ops(path)
         self._graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=self._graph)
+        self._session = tf.compat.v1.Session(
+            graph=self._graph,
+            config=tf.compat.v1.ConfigProto(
+                intra_op_parallelism_threads=threads.intra_op,
+                inter_op_parallelism_threads=threads.inter_op,
+            ),
+        )
         with contextlib.ExitStack() as undo:
             undo.callback(self._session.close)
             with self._graph.as_default():
@@ -100,6 +159,15 @@ class Servable:
         self._idle = threading.Condition()
         self._running = 0
         _LOG.info("%s version %d loaded in %.2f s", name, version, time.monotonic() - started)
+
+    def joint_signature(self, name: str, definition: Any) -> Signature:
+        """A signature that the SavedModel does not name, over tensors of its graph.
+
+        Args:
+          name: tells it from other signatures.
+          definition: SignatureDef.
+        """
+        return Signature(name, definition, self._graph)
 
     def acquire(self) -> None:
         """Keeps the session open until the matching `release`."""
@@ -119,14 +187,22 @@ class Servable:
         return self._running
 
     def run(
-        self, feeds: dict[Any, tensors.Array], fetches: list[Any], timeout_ms: int | None
+        self,
+        signature: Signature,
+        feeds: Mapping[str, tensors.Array],
+        outputs: Sequence[str],
+        timeout_ms: int | None = None,
     ) -> list[tensors.Array]:
-        """Runs the graph.
+        """Runs a signature; blocks, without holding Python's global lock.
 
         Args:
-          feeds: graph handle -> value.
-          fetches: graph handles.
+          signature: one of `signatures`.
+          feeds: input alias -> value, for every input.
+          outputs: output aliases.
           timeout_ms: the run is cancelled after this time; None = never.
+
+        Returns:
+          the values of `outputs`; strings are object arrays of bytes.
 
         Raises:
           ServingError: TensorFlow's own code and text.
@@ -136,9 +212,16 @@ class Servable:
             proto = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms)
             options = pywrap_tf_session.TF_NewBufferFromString(proto.SerializeToString())
         try:
-            return pywrap_tf_session.TF_SessionRun_wrapper(
-                self._handle, options, feeds, fetches, [], None
+            results = pywrap_tf_session.TF_SessionRun_wrapper(
+                self._handle,
+                options,
+                {signature.feeds[alias]: value for alias, value in feeds.items()},
+                [signature.fetches[alias] for alias in outputs],
+                [],
+                None,
             )
+            # Scalars arrive as Python objects.
+            return [np.asarray(result) for result in results]
         except tf.errors.OpError as error:
             raise ServingError(status_of(error), error.message) from error
         except UnicodeDecodeError as error:

@@ -1,29 +1,28 @@
-"""The server: loads the models, then opens the port and answers until it is stopped.
-
-python -m serving.server --model recommender=/models/recommender --port 8500
-"""
+"""One serving process: loads the models, then opens the ports and answers until it is stopped."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-import signal
 import threading
-from collections.abc import Mapping
-from concurrent import futures
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
-from typing import Self
+from concurrent.futures import Future
+from typing import Any, Self
 
-import click
 import grpc
-from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from aiohttp import web
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.config import ModelConfig, as_model_config
-from serving.servable import Servable
-from serving.service import ModelService, PredictionService
-from serving.versions import StartupError, VersionManager
+from serving import service
+from serving.config import as_model_config
+from serving.engine import Engine
+from serving.errors import StartupError
+from serving.metrics import Metrics
+from serving.options import ServerOptions, TlsOptions
+from serving.reload import Reloader
+from serving.rest.app import make_app
+from serving.servable import Servable, Threads
+from serving.versions import VersionManager
 from serving.warmup import load_warm
 
 _LOG = logging.getLogger(__name__)
@@ -31,63 +30,55 @@ _LOG = logging.getLogger(__name__)
 _MAX_MESSAGE_BYTES = 2**31 - 1
 
 
-def _default_workers() -> int:
-    return 4 * (os.cpu_count() or 1)
+class ModelServer:
+    """A running server. Usable as a context manager, which starts and stops it.
 
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """How to serve. Defaults are TensorFlow Serving's where it has the option.
-
-    Attributes:
-      models: model name -> base path, or a ModelConfig with policy and labels.
-      host: address to listen on.
-      port: 0 picks a free one.
-      poll_seconds: time between two looks at the base paths; 0 = look once.
-      max_workers: calls that run at the same time; further ones wait.
-      max_concurrent_calls: calls running or waiting; further ones get RESOURCE_EXHAUSTED.
-      max_load_retries: how often a failed load is tried again.
-      load_retry_seconds: time between two attempts.
-      warm_up: replay `assets.extra/tf_serving_warmup_requests` before a version is available.
-      stop_grace_seconds: time that running calls get to finish when the server stops.
+    Args:
+      options: what to serve and how.
+      shares_ports: other processes listen on the same ports (SO_REUSEPORT).
+      reload: carries out HandleReloadConfigRequest; None = in this process only.
     """
 
-    models: Mapping[str, ModelConfig | str | os.PathLike[str]]
-    host: str = "0.0.0.0"
-    port: int = 8500
-    poll_seconds: float = 1.0
-    max_workers: int = field(default_factory=_default_workers)
-    max_concurrent_calls: int = 4096
-    max_load_retries: int = 5
-    load_retry_seconds: float = 60.0
-    warm_up: bool = True
-    stop_grace_seconds: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not self.models:
-            raise ValueError("no model to serve was given; name at least one as NAME=BASE_PATH")
-
-
-class ModelServer:
-    """A running server. Usable as a context manager, which starts and stops it."""
-
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        *,
+        shares_ports: bool = False,
+        reload: service.Reload | None = None,
+    ) -> None:
         self.options = options
+        self._shares_ports = shares_ports
+        self._metrics = Metrics()
         self._versions = VersionManager(
             {name: as_model_config(model) for name, model in options.models.items()},
             poll_seconds=options.poll_seconds,
             max_load_retries=options.max_load_retries,
             load_retry_seconds=options.load_retry_seconds,
-            load=load_warm if options.warm_up else Servable,
+            load=self._load,
         )
-        self._server: grpc.Server | None = None
+        self.reloader = Reloader(self._versions, options)
+        self._reload = reload or self.reloader.reload
+        self._engine = Engine(self._versions, self._metrics, options)
+        # grpc.aio and aiohttp live in one event loop, in a thread of its own: the main thread is
+        # the one that gets the signals.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="event-loop", daemon=True)
+        self._grpc: grpc.aio.Server | None = None
+        self._health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]  # grpc-stubs
+        self._rest: web.AppRunner | None = None
         self._port = 0
+        self._rest_port: int | None = None
         self._stop_requested = threading.Event()
 
     @property
     def port(self) -> int:
-        """The port that is listened on; 0 before the server is ready."""
+        """The gRPC port that is listened on; 0 before the server is ready."""
         return self._port
+
+    @property
+    def rest_port(self) -> int | None:
+        """The REST port that is listened on; None without one, or before the server is ready."""
+        return self._rest_port
 
     @property
     def versions(self) -> VersionManager:
@@ -95,7 +86,7 @@ class ModelServer:
         return self._versions
 
     def start(self) -> bool:
-        """Loads the first version of every model, however long that takes, then opens the port.
+        """Loads the first version of every model, however long that takes, then opens the ports.
 
         So an open port means ready, and clients see UNAVAILABLE before.
 
@@ -103,46 +94,19 @@ class ModelServer:
           False if `request_stop` was called meanwhile; nothing is served then.
 
         Raises:
-          StartupError: a model cannot be loaded, or the port cannot be bound.
+          StartupError: a model cannot be loaded, or a port cannot be bound.
         """
         self._versions.start()
+        self._thread.start()
         try:
             if not self._versions.wait_until_available():
                 return False
-            self._open_port()
+            self._in_loop(self._open()).result()
         except StartupError:
             self._versions.stop()
             raise
+        self.reloader.watch()
         return True
-
-    def _open_port(self) -> None:
-        options = self.options
-        server = grpc.server(
-            futures.ThreadPoolExecutor(options.max_workers, thread_name_prefix="grpc"),
-            options=[
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                # Without this a second server shares the port silently and takes half the calls.
-                ("grpc.so_reuseport", 0),
-            ],
-            maximum_concurrent_rpcs=options.max_concurrent_calls,
-        )
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self._versions), server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(self._versions), server
-        )
-        address = f"{options.host}:{options.port}"
-        try:
-            self._port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise StartupError(
-                f"cannot listen on {address}; is another server running there? ({error})"
-            ) from error
-        server.start()
-        self._server = server
-        _LOG.info("serving %s on %s:%d", ", ".join(options.models), options.host, self._port)
 
     def request_stop(self) -> None:
         """Asks `start` and `wait` to return. Returns at once."""
@@ -156,9 +120,12 @@ class ModelServer:
     def stop(self) -> None:
         """Refuses new calls, lets running ones finish within the grace time, unloads all models."""
         self.request_stop()
-        if self._server is not None:
-            self._server.stop(self.options.stop_grace_seconds).wait()
-            self._server = None
+        self.reloader.stop()
+        if self._thread.is_alive():
+            self._in_loop(self._close()).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._engine.close()
         self._versions.stop(self.options.stop_grace_seconds)
 
     def __enter__(self) -> Self:
@@ -168,118 +135,85 @@ class ModelServer:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
 
-def _parse_models(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    models: dict[str, str] = {}
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not (name and equals and path):
-            raise click.BadParameter(f"{value!r} is not of the form NAME=BASE_PATH")
-        if name in models:
-            raise click.BadParameter(f"model {name!r} is given twice")
-        models[name] = path
-    return models
+    def _in_loop(self, coroutine: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _load(self, name: str, version: int, path: str) -> Servable:
+        options = self.options
+        threads = Threads(options.intra_op_threads, options.inter_op_threads)
+        if not options.warm_up:
+            return Servable(name, version, path, options.tags, threads)
+        return load_warm(
+            name, version, path, options.tags, threads, options.warm_up_iterations, self._metrics
+        )
+
+    async def _open(self) -> None:
+        options = self.options
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                # Without 0 a second server shares the port silently and takes half the calls.
+                ("grpc.so_reuseport", int(self._shares_ports)),
+                *options.channel_options,
+            ],
+            maximum_concurrent_rpcs=options.max_concurrent_calls,
+        )
+        service.register(server, self._engine, self._reload)
+        if options.health_service:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            for name in ("", *service.SERVICES):
+                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        address = f"{options.host}:{options.port}"
+        try:
+            self._port = _add_port(server, address, options.tls)
+            if options.unix_socket:
+                _add_port(server, f"unix:{options.unix_socket}", None)
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {address}; is another server running there? ({error})"
+            ) from error
+        if options.rest_port is not None:
+            await self._open_rest(options.rest_port)
+        await server.start()
+        self._grpc = server
+        _LOG.info("serving %s on %s:%d", ", ".join(options.models), options.host, self._port)
+
+    async def _open_rest(self, port: int) -> None:
+        host = self.options.host
+        self._rest = web.AppRunner(make_app(self._engine), access_log=None)
+        await self._rest.setup()
+        site = web.TCPSite(self._rest, host, port, reuse_port=self._shares_ports or None)
+        try:
+            await site.start()
+        except OSError as error:
+            raise StartupError(
+                f"cannot listen on {host}:{port} for REST; is another server running there? "
+                f"({error})"
+            ) from error
+        self._rest_port = self._rest.addresses[0][1]
+
+    async def _close(self) -> None:
+        if self._grpc is not None:
+            await self._health.enter_graceful_shutdown()
+            await self._grpc.stop(self.options.stop_grace_seconds)
+        if self._rest is not None:
+            await self._rest.cleanup()
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-@click.command(context_settings={"show_default": True})
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    required=True,
-    callback=_parse_models,
-    metavar="NAME=BASE_PATH",
-    help="A model and the directory of its numbered versions. May be repeated.",
-)
-@click.option("--host", default=ServerOptions.host, help="Address to listen on.")
-@click.option("--port", default=ServerOptions.port, help="Port to listen on; 0 picks a free one.")
-@click.option(
-    "--port-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write the port to, once serving.",
-)
-@click.option(
-    "--file-system-poll-wait-seconds",
-    "poll_seconds",
-    default=ServerOptions.poll_seconds,
-    help="Time between two looks at the base paths; 0 looks once.",
-)
-@click.option(
-    "--max-num-load-retries",
-    "max_load_retries",
-    default=ServerOptions.max_load_retries,
-    help="How often a failed load is tried again.",
-)
-@click.option(
-    "--load-retry-interval-seconds",
-    "load_retry_seconds",
-    default=ServerOptions.load_retry_seconds,
-    help="Time between two attempts to load.",
-)
-@click.option("--max-workers", type=click.IntRange(min=1), help="Calls run at the same time.")
-def main(
-    models: dict[str, str],
-    host: str,
-    port: int,
-    port_file: Path | None,
-    poll_seconds: float,
-    max_load_retries: int,
-    load_retry_seconds: float,
-    max_workers: int | None,
-) -> None:
-    """Serves SavedModels over TensorFlow Serving's gRPC interface."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    options = ServerOptions(
-        models=models,
-        host=host,
-        port=port,
-        poll_seconds=poll_seconds,
-        max_load_retries=max_load_retries,
-        load_retry_seconds=load_retry_seconds,
-        max_workers=max_workers or _default_workers(),
+def _add_port(server: grpc.aio.Server, address: str, tls: TlsOptions | None) -> int:
+    if tls is None:
+        return server.add_insecure_port(address)
+    credentials = grpc.ssl_server_credentials(
+        [(tls.server_key.encode(), tls.server_cert.encode())],
+        root_certificates=tls.custom_ca.encode() or None,
+        require_client_auth=tls.client_verify,
     )
-    run(options, port_file)
-
-
-def run(options: ServerOptions, port_file: Path | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then stops gracefully.
-
-    Prints one line once the port is open; `port_file` then holds the port number. Must be called
-    in the main thread, as everything that handles signals.
-
-    Raises:
-      click.ClickException: a model cannot be loaded or the port cannot be bound.
-    """
-    server = ModelServer(options)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        # In a thread: the main thread may hold the very lock that request_stop needs.
-        threading.Thread(target=server.request_stop, daemon=True).start()
-
-    previous = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        if server.start():
-            if port_file is not None:
-                _write_atomically(port_file, str(server.port))
-            click.echo(f"Serving {', '.join(options.models)} on {options.host}:{server.port}")
-            server.wait()
-    except StartupError as error:
-        raise click.ClickException(f"Failed to start server. Error: {error}") from error
-    finally:
-        server.stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-if __name__ == "__main__":
-    main()
+    return server.add_secure_port(address, credentials)

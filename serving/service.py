@@ -1,175 +1,201 @@
-"""The gRPC services `PredictionService` and `ModelService` of TensorFlow Serving.
+"""The gRPC services `PredictionService` and `ModelService` of TensorFlow Serving, for grpc.aio.
 
 `prediction_service_pb2` and `model_service_pb2` cannot be imported with protobuf's upb runtime;
-the `_grpc` modules and the message modules can, and hold all that is needed.
+the message modules can, and hold all that is needed.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
-    model_service_pb2_grpc,
+    inference_pb2,
+    model_management_pb2,
     predict_pb2,
-    prediction_service_pb2_grpc,
+    regression_pb2,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
+from serving import inference, model_info
+from serving.engine import Engine
 from serving.errors import ServingError, details
-from serving.predict import predict
-from serving.versions import VersionManager, VersionStatus
 
-_SIGNATURE_DEF = "signature_def"
+_ENTRYPOINT = "GRPC"
 # A call without a deadline reports an absurdly distant one, depending on the grpcio release.
 _NO_DEADLINE_SECONDS = 10 * 365 * 24 * 3600.0
 
+_Response = TypeVar("_Response")
+# Replaces what is served; blocks until new models are available, raises ServingError.
+Reload = Callable[[model_server_config_pb2.ModelServerConfig], None]
 
-def _abort(context: grpc.ServicerContext, error: ServingError) -> NoReturn:
-    context.abort(error.code, details(error.message))
-    raise AssertionError("unreachable: abort raises") from error
 
-
-def _timeout_ms(context: grpc.ServicerContext) -> int | None:
-    """Time left for this call, None without a deadline.
-
-    Raises:
-      ServingError: CANCELLED or DEADLINE_EXCEEDED, nobody waits for the answer any more. Calls
-        may have queued for a worker that long.
-    """
-    if not context.is_active():
-        raise ServingError(grpc.StatusCode.CANCELLED, "the client cancelled the call")
+def _deadline(context: grpc.aio.ServicerContext) -> float | None:
+    """time.monotonic() at which the client gives up, None = never."""
     remaining = context.time_remaining()
     if remaining is None or remaining > _NO_DEADLINE_SECONDS:
         return None
-    if remaining <= 0:
-        raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-    return max(int(remaining * 1000), 1)
+    return time.monotonic() + remaining
 
 
-def _model_key(request: Any) -> tuple[str, int | None, str | None]:
-    """Returns name, version and label of a request's ModelSpec.
+class PredictionService:
+    """Calls that run a model, and its metadata."""
 
-    Raises:
-      ServingError: INVALID_ARGUMENT, there is no ModelSpec or no name in it.
-    """
-    _require_spec(request)
-    spec = request.model_spec
-    if not spec.name:
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
-    choice = spec.WhichOneof("version_choice")
-    version = spec.version.value if choice == "version" else None
-    label = spec.version_label if choice == "version_label" else None
-    return spec.name, version, label
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Predict(  # noqa: D102 (named by the protocol)
+        self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext
+    ) -> bytes:
+        answer = self._engine.predict(request, _deadline(context))
+        return await self._counted("Predict", request.model_spec.name, answer, context)
+
+    async def Classify(  # noqa: D102
+        self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext
+    ) -> classification_pb2.ClassificationResponse:
+        answer = inference.classify(self._engine, request, _deadline(context))
+        return await self._counted("Classify", request.model_spec.name, answer, context)
+
+    async def Regress(  # noqa: D102
+        self, request: regression_pb2.RegressionRequest, context: grpc.aio.ServicerContext
+    ) -> regression_pb2.RegressionResponse:
+        answer = inference.regress(self._engine, request, _deadline(context))
+        return await self._counted("Regress", request.model_spec.name, answer, context)
+
+    async def MultiInference(  # noqa: D102
+        self, request: inference_pb2.MultiInferenceRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.MultiInferenceResponse:
+        name = request.tasks[0].model_spec.name if request.tasks else ""
+        answer = inference.multi_inference(self._engine, request, _deadline(context))
+        return await self._counted("MultiInference", name, answer, context)
+
+    async def GetModelMetadata(  # noqa: D102
+        self,
+        request: get_model_metadata_pb2.GetModelMetadataRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        try:
+            return model_info.metadata(self._engine.versions, request)
+        except ServingError as error:
+            await context.abort(error.code, details(error.message))
+
+    async def _counted(
+        self,
+        api: str,
+        model: str,
+        answer: Awaitable[_Response],
+        context: grpc.aio.ServicerContext,
+    ) -> _Response:
+        started = time.monotonic()
+        status = grpc.StatusCode.UNKNOWN.name
+        try:
+            response = await answer
+            status = grpc.StatusCode.OK.name
+            return response
+        except ServingError as error:
+            status = error.code.name
+            await context.abort(error.code, details(error.message))
+            raise AssertionError("unreachable: abort raises") from error
+        except asyncio.CancelledError:
+            status = grpc.StatusCode.CANCELLED.name
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            self._engine.metrics.request(model, api, _ENTRYPOINT, status, seconds)
 
 
-def _require_spec(request: Any) -> None:
-    if not request.HasField("model_spec"):
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
+class ModelService:
+    """Status of the versions, and the configuration of what is served."""
+
+    def __init__(self, engine: Engine, reload: Reload) -> None:
+        self._engine = engine
+        self._reload = reload
+
+    async def GetModelStatus(  # noqa: D102
+        self,
+        request: get_model_status_pb2.GetModelStatusRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        try:
+            return model_info.status(self._engine.versions, request)
+        except ServingError as error:
+            await context.abort(error.code, details(error.message))
+
+    async def HandleReloadConfigRequest(  # noqa: D102
+        self,
+        request: model_management_pb2.ReloadConfigRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> model_management_pb2.ReloadConfigResponse:
+        try:
+            await asyncio.to_thread(self._reload, request.config)
+        except ServingError as error:
+            await context.abort(error.code, details(error.message))
+        return model_management_pb2.ReloadConfigResponse()
 
 
-def _unimplemented(context: grpc.ServicerContext, method: str) -> NoReturn:
-    _abort(
-        context,
-        ServingError(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not supported by this server."),
+def register(server: grpc.aio.Server, engine: Engine, reload: Reload) -> None:
+    """Adds both services to a server that has not started."""
+    prediction, models = PredictionService(engine), ModelService(engine, reload)
+    _add(
+        server,
+        "PredictionService",
+        {
+            prediction.Predict: predict_pb2.PredictRequest,
+            prediction.Classify: classification_pb2.ClassificationRequest,
+            prediction.Regress: regression_pb2.RegressionRequest,
+            prediction.MultiInference: inference_pb2.MultiInferenceRequest,
+            prediction.GetModelMetadata: get_model_metadata_pb2.GetModelMetadataRequest,
+        },
+    )
+    _add(
+        server,
+        "ModelService",
+        {
+            models.GetModelStatus: get_model_status_pb2.GetModelStatusRequest,
+            models.HandleReloadConfigRequest: model_management_pb2.ReloadConfigRequest,
+        },
     )
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the tf.Example based calls answer UNIMPLEMENTED."""
+def _add(server: grpc.aio.Server, service: str, methods: Mapping[Any, Any]) -> None:
+    handlers = {
+        method.__name__: grpc.unary_unary_rpc_method_handler(
+            _decoding(method, request), response_serializer=_serialised
+        )
+        for method, request in methods.items()
+    }
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(f"tensorflow.serving.{service}", handlers),)
+    )
 
-    def __init__(self, versions: VersionManager) -> None:
-        self._versions = versions
 
-    def Predict(  # noqa: D102 (named by the protocol)
-        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
-    ) -> predict_pb2.PredictResponse:
+def _decoding(method: Any, request: Any) -> Any:
+    """The method for serialised requests.
+
+    grpc.aio answers UNKNOWN, with a traceback in the log, to what its own deserializer cannot
+    decode; gRPC in C++ answers INTERNAL.
+    """
+
+    async def call(message: bytes, context: grpc.aio.ServicerContext) -> Any:
         try:
-            name, version, label = _model_key(request)
-            with self._versions.lease(name, version, label) as servable:
-                return predict(servable, request, _timeout_ms(context))
-        except ServingError as error:
-            _abort(context, error)
+            decoded = request.FromString(message)
+        except DecodeError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, f"Failed to parse the request: {error}")
+        return await method(decoded, context)
 
-    def GetModelMetadata(  # noqa: D102 (named by the protocol)
-        self,
-        request: get_model_metadata_pb2.GetModelMetadataRequest,
-        context: grpc.ServicerContext,
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        try:
-            return self._metadata(request)
-        except ServingError as error:
-            _abort(context, error)
-
-    def _metadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        _require_spec(request)
-        if not request.metadata_field:
-            raise ServingError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "GetModelMetadataRequest must specify at least one metadata_field",
-            )
-        for metadata_field in request.metadata_field:
-            if metadata_field != _SIGNATURE_DEF:
-                raise ServingError(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f"Metadata field {metadata_field} is not supported",
-                )
-        name, version, label = _model_key(request)
-        with self._versions.lease(name, version, label) as servable:
-            signatures = get_model_metadata_pb2.SignatureDefMap()
-            for key, definition in servable.signature_defs.items():
-                signatures.signature_def[key].CopyFrom(definition)
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
-            response.model_spec.name = servable.name
-            response.model_spec.version.value = servable.version
-            response.metadata[_SIGNATURE_DEF].Pack(signatures)
-            return response
-
-    def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: D102
-        _unimplemented(context, "Classify")
-
-    def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: D102
-        _unimplemented(context, "Regress")
-
-    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: D102
-        _unimplemented(context, "MultiInference")
+    return call
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus; the configuration cannot be replaced over the network."""
-
-    def __init__(self, versions: VersionManager) -> None:
-        self._versions = versions
-
-    def GetModelStatus(  # noqa: D102 (named by the protocol)
-        self,
-        request: get_model_status_pb2.GetModelStatusRequest,
-        context: grpc.ServicerContext,
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        try:
-            _require_spec(request)
-            spec = request.model_spec
-            # A label is ignored by this call, as in TensorFlow Serving.
-            version = spec.version.value if spec.HasField("version") else None
-            statuses = self._versions.statuses(spec.name, version)
-        except ServingError as error:
-            _abort(context, error)
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for status in statuses:
-            _fill_status(status, response.model_version_status.add())
-        return response
-
-    def HandleReloadConfigRequest(  # noqa: D102
-        self, request: Any, context: grpc.ServicerContext
-    ) -> Any:
-        _unimplemented(context, "HandleReloadConfigRequest")
+def _serialised(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
-def _fill_status(status: VersionStatus, proto: Any) -> None:
-    proto.version = status.version
-    proto.state = int(status.state)
-    proto.status.error_code = status.error_code
-    proto.status.error_message = status.error_message
+SERVICES = ("PredictionService", "ModelService")
+"""The bare names under which the health service reports, as TensorFlow Serving has them."""

@@ -16,9 +16,10 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 
 Array = npt.NDArray[Any]
 
-# No gRPC message is larger than this, so no honest tensor is either. Without the limit a request
-# of a few bytes (one value, a huge shape) could claim all memory.
+# No gRPC message is larger than this, so no honest tensor is either.
 _MAX_TENSOR_BYTES = 2**31 - 1
+# Without this limit a request of a few bytes (one value, a huge shape) could claim all memory.
+_MAX_REPEATED_BYTES = 2**26
 
 
 class TensorParseError(ValueError):
@@ -118,6 +119,9 @@ def _from_values(values: Any, encoding: _Encoding, count: int) -> Array:
         return flat
     if missing < 0:
         raise TensorParseError(f"{len(flat)} values were sent for {count} elements")
+    text = len(flat[-1]) if encoding.dtype.hasobject and len(flat) else 0
+    if missing * (encoding.dtype.itemsize + text) > _MAX_REPEATED_BYTES:
+        raise TensorParseError(f"{len(flat)} values cannot be repeated to {count} elements")
     full = np.empty(count, dtype=encoding.dtype)
     full[: len(flat)] = flat
     if len(flat):

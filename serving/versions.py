@@ -2,7 +2,8 @@
 
 Availability comes first: a new version is loaded before the old one is unloaded, and if it cannot
 be loaded the old one keeps serving. One thread looks at the disk and loads, one version after the
-other; every unload has a thread of its own, because it waits for the calls in flight.
+other; every unload has a thread of its own, because it waits for the calls in flight. The
+configuration may be replaced from any thread.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import logging
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 import tensorflow as tf
 
 from serving.config import GRAPH_FILES, ModelConfig, Specific
-from serving.errors import ServingError
+from serving.errors import ServingError, StartupError
 from serving.servable import Servable
 
 _LOG = logging.getLogger(__name__)
@@ -50,10 +51,6 @@ class VersionStatus:
     error_message: str = ""
 
 
-class StartupError(RuntimeError):
-    """A model could not be made available at start-up; the text names versions and reasons."""
-
-
 @dataclass
 class _Attempts:
     """Failed loads of one version."""
@@ -64,16 +61,16 @@ class _Attempts:
 
 @dataclass
 class _Model:
-    """State of one model. Written under the manager's lock, all but `available` and `statuses`
-    only by the watching thread."""
+    """State of one model, written under the manager's lock."""
 
     name: str
-    config: ModelConfig
+    config: ModelConfig | None = None  # None = no longer wanted; its statuses stay
     available: dict[int, Servable] = field(default_factory=dict)
     statuses: dict[int, VersionStatus] = field(default_factory=dict)
     aspired: dict[int, str] = field(default_factory=dict)  # version -> directory
     attempts: dict[int, _Attempts] = field(default_factory=dict)
     latest: int | None = None
+    was_available: bool = False  # since it is wanted
     trouble: str = ""  # last logged fault of the base path, so that each is logged once
 
 
@@ -82,7 +79,8 @@ class VersionManager:
 
     Args:
       models: model name -> what to serve.
-      poll_seconds: time between two looks at the base paths; 0 = look once.
+      poll_seconds: time between two looks at the base paths; 0 = look once, at the start and
+        after a change of the configuration; negative = never.
       max_load_retries: how often a failed load is tried again before the version is given up.
       load_retry_seconds: time between two attempts.
       load: loads one version from (model name, version, directory).
@@ -103,7 +101,11 @@ class VersionManager:
         self._load_retry_seconds = load_retry_seconds
         self._load_servable = load
         self._changed = threading.Condition()
+        self._configuration = 0  # number of the last one, so that only one call waits
         self._stopping = threading.Event()
+        self._wake = threading.Event()  # there may be something to do for the watching thread
+        # time.monotonic() of the next look at the base paths
+        self._look_at = float("inf") if poll_seconds < 0 else 0.0
         self._thread = threading.Thread(target=self._watch, name="version-manager", daemon=True)
         self._unloads: list[threading.Thread] = []
 
@@ -120,17 +122,16 @@ class VersionManager:
         deadline = time.monotonic() + timeout_seconds
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
-        for model in self._models.values():
-            with self._changed:
-                versions = list(model.available)
-            for version in versions:
-                self._begin_unload(model, version)
+        with self._changed:
+            for model in self._models.values():
+                self._unload_all(model)
         for thread in self._unloads:
             thread.join(max(deadline - time.monotonic(), 0.1))
 
     def interrupt(self) -> None:
         """Asks the watching thread to end and wakes `wait_until_available`. Returns at once."""
         self._stopping.set()
+        self._wake.set()
         with self._changed:
             self._changed.notify_all()
 
@@ -145,16 +146,95 @@ class VersionManager:
         """
         with self._changed:
             while not self._stopping.is_set():
-                failures = [text for m in self._models.values() for text in self._failures(m)]
-                if failures:
-                    raise StartupError(
-                        f"{len(failures)} servable(s) did not become available: "
-                        f"{{{', '.join(failures)}}}"
-                    )
-                if all(self._is_ready(model) for model in self._models.values()):
+                wanted = [model for model in self._models.values() if model.config is not None]
+                if failures := self._failures(wanted):
+                    raise StartupError(failures)
+                if all(self._is_ready(model) for model in wanted):
                     return True
                 self._changed.wait()
         return False
+
+    @property
+    def configs(self) -> dict[str, ModelConfig]:
+        """Model name -> what is served, as configured last."""
+        with self._changed:
+            return {m.name: m.config for m in self._models.values() if m.config is not None}
+
+    def reconfigure(
+        self,
+        models: Mapping[str, ModelConfig],
+        *,
+        allow_labels_for_unavailable: bool = False,
+        wait: bool = True,
+    ) -> None:
+        """Serves these models from now on and no others, as HandleReloadConfigRequest does.
+
+        Models that are not named are unloaded, labels are replaced at once, and a new base path is
+        looked at at once. If a label is refused nothing changes.
+
+        Args:
+          models: model name -> what to serve.
+          allow_labels_for_unavailable: a label that is new, or stays, may name a version that is
+            not available.
+          wait: block until every model that has never had an available version, since it was asked
+            for, has one. There is no time limit, as in TensorFlow Serving.
+
+        Raises:
+          ServingError: FAILED_PRECONDITION for a label; UNKNOWN, a new model cannot be loaded;
+            ABORTED, another configuration came while waiting; UNAVAILABLE, the manager was stopped
+            while waiting.
+        """
+        with self._changed:
+            for name, config in models.items():
+                self._check_labels(name, config, allow_labels_for_unavailable)
+            changed = dict(models) != self.configs
+            for name in [*models, *(name for name in self._models if name not in models)]:
+                self._configure(name, models.get(name))
+            if changed and self._poll_seconds >= 0:
+                self._look_at = 0.0
+                self._wake.set()
+            if changed or wait:
+                self._configuration += 1
+            self._changed.notify_all()
+            if wait:
+                new = [model for name in models if not (model := self._models[name]).was_available]
+                self._wait_for(new, self._configuration)
+
+    def _check_labels(self, name: str, config: ModelConfig, allow_unavailable: bool) -> None:
+        model = self._models.get(name)
+        before = model.config.labels if model and model.config else {}
+        for label, version in config.labels.items():
+            moves = before.get(label, version) != version
+            if (moves or not allow_unavailable) and (
+                model is None or version not in model.available
+            ):
+                raise ServingError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"Request to assign label to version {version} of model {name}, which is not "
+                    "currently available for inference",
+                )
+
+    def _configure(self, name: str, config: ModelConfig | None) -> None:
+        model = self._models.setdefault(name, _Model(name))
+        model.config = config
+        if config is None:
+            model.was_available = False
+            self._aspire(model, {})
+            self._unload_all(model)
+
+    def _wait_for(self, models: Sequence[_Model], number: int) -> None:
+        while not all(self._is_ready(model) for model in models):
+            if self._stopping.is_set():
+                raise ServingError(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
+            if self._configuration != number:
+                missing = ", ".join(model.name for model in models if not self._is_ready(model))
+                raise ServingError(
+                    grpc.StatusCode.ABORTED,
+                    f"A later configuration came before these models were available: {missing}",
+                )
+            if failures := self._failures(models):
+                raise ServingError(grpc.StatusCode.UNKNOWN, failures)
+            self._changed.wait()
 
     @contextmanager
     def lease(
@@ -198,8 +278,10 @@ class VersionManager:
     def _acquire(self, name: str, version: int | None, label: str | None) -> Servable:
         with self._changed:
             model = self._models.get(name)
+            if model is not None and model.config is None:
+                model = None  # dropped, even if its last version is still being unloaded
             if label is not None:
-                version = model.config.labels.get(label) if model else None
+                version = model.config.labels.get(label) if model and model.config else None
                 if version is None:
                     raise ServingError(
                         grpc.StatusCode.INVALID_ARGUMENT,
@@ -218,17 +300,25 @@ class VersionManager:
 
     def _is_ready(self, model: _Model) -> bool:
         # A policy that names no version is a wish to serve nothing, not a model to wait for.
-        return bool(model.available) or model.config.policy == Specific(())
+        return any(self._serves(model, *version) for version in model.aspired.items()) or (
+            model.config is not None and model.config.policy == Specific(())
+        )
 
-    def _failures(self, model: _Model) -> list[str]:
-        aspired = list(model.aspired)
-        if model.available or not aspired or not all(self._gave_up(model, v) for v in aspired):
-            return []
-        return [
+    def _serves(self, model: _Model, version: int, path: str) -> bool:
+        return version in model.available and model.available[version].path == path
+
+    def _failures(self, models: Iterable[_Model]) -> str:
+        """Says which models can never become available, in TensorFlow Serving's words."""
+        failures = [
             f"{{name: {model.name} version: {version}}} due to error: "
             f"{model.statuses[version].error_message}"
-            for version in aspired
+            for model in models
+            if not self._is_ready(model) and all(self._gave_up(model, v) for v in model.aspired)
+            for version in model.aspired
         ]
+        if not failures:
+            return ""
+        return f"{len(failures)} servable(s) did not become available: {{{', '.join(failures)}}}"
 
     def _gave_up(self, model: _Model, version: int) -> bool:
         attempts = model.attempts.get(version)
@@ -237,44 +327,55 @@ class VersionManager:
     # --- the watching thread ----------------------------------------------------------------
 
     def _watch(self) -> None:
-        look_at = time.monotonic()
         while not self._stopping.is_set():
+            self._wake.clear()
             now = time.monotonic()
-            if now >= look_at:
-                look_at = now + self._poll_seconds if self._poll_seconds > 0 else float("inf")
-                for model in self._models.values():
-                    self._look(model)
-            for model in self._models.values():
+            with self._changed:
+                models = list(self._models.values())
+                look = now >= self._look_at
+                if look:
+                    self._look_at = now + self._poll_seconds if self._poll_seconds else float("inf")
+            if look:
+                self._look()
+            for model in models:
                 self._load_missing(model)
                 self._unload_surplus(model)
-            retries = [a.next_at for m in self._models.values() for a in m.attempts.values()]
-            pause = min([look_at, *retries]) - time.monotonic()
-            # Also without anything to wait for: a version being unloaded may be wanted again.
-            self._stopping.wait(min(max(pause, 0.01), 60.0))
+            with self._changed:
+                retries = [a.next_at for model in models for a in model.attempts.values()]
+                pause = min([self._look_at, *retries]) - time.monotonic()
+            self._wake.wait(min(max(pause, 0.01), threading.TIMEOUT_MAX))
 
-    def _look(self, model: _Model) -> None:
-        """Reads the base path and sets the aspired versions."""
-        try:
-            complete, incomplete = _versions_on_disk(model.config.base_path)
-        except (tf.errors.OpError, OSError) as error:
-            # Storage that is away for a while must not take a model down.
-            self._report(model, f"base path {model.config.base_path} cannot be read: {error}")
-            return
-        aspired = model.config.policy.aspired(sorted(complete))
-        if not aspired and incomplete:
-            self._report(model, f"versions {incomplete} have no saved_model.pb yet")
-            return
-        self._report(model, "" if aspired else f"no versions in {model.config.base_path}")
+    def _look(self) -> None:
+        """Reads the base paths and sets the aspired versions, of all models or, if one base path
+        cannot be read, of none: storage that is away for a while must not take a model down."""
         with self._changed:
-            for version in set(model.aspired) - set(aspired):
+            configs = [(m, m.config) for m in self._models.values() if m.config is not None]
+        found = []
+        for model, config in configs:
+            try:
+                found.append(_versions_on_disk(config.base_path))
+            except (tf.errors.OpError, OSError) as error:
+                self._report(model, f"base path {config.base_path} cannot be read: {error}")
+                return
+        for (model, config), (complete, incomplete) in zip(configs, found, strict=True):
+            aspired = config.policy.aspired(sorted(complete))
+            if not aspired and incomplete:
+                self._report(model, f"versions {incomplete} have no saved_model.pb yet")
+                continue
+            self._report(model, "" if aspired else f"no versions to serve in {config.base_path}")
+            with self._changed:
+                if model.config is config:  # else the next look is due already
+                    self._aspire(model, {version: complete[version] for version in aspired})
+
+    def _aspire(self, model: _Model, aspired: dict[int, str]) -> None:
+        for version, path in model.aspired.items():
+            if aspired.get(version) != path:
                 self._forget(model, version)
-            model.aspired = {version: complete[version] for version in aspired}
-            for version in aspired:
-                status = model.statuses.get(version)
-                if status is None or (
-                    status.state is State.END and not self._gave_up(model, version)
-                ):
-                    model.statuses[version] = VersionStatus(version, State.START)
+        model.aspired = aspired
+        for version in aspired:
+            status = model.statuses.get(version)
+            if status is None or (status.state is State.END and not self._gave_up(model, version)):
+                model.statuses[version] = VersionStatus(version, State.START)
 
     def _forget(self, model: _Model, version: int) -> None:
         """A version is wanted no more: if it comes back it is tried anew."""
@@ -291,46 +392,54 @@ class VersionManager:
         model.trouble = trouble
 
     def _load_missing(self, model: _Model) -> None:
-        for version in sorted(model.aspired, reverse=True):
+        for version, path in sorted(model.aspired.items(), reverse=True):
             if self._stopping.is_set():
                 return
             attempts = model.attempts.get(version, _Attempts())
-            if version in model.available or attempts.next_at > time.monotonic():
+            if self._serves(model, version, path) or attempts.next_at > time.monotonic():
                 continue
             if model.statuses[version].state is not State.UNLOADING:
-                self._load(model, version, model.aspired[version])
+                self._load(model, version, path)
 
     def _load(self, model: _Model, version: int, path: str) -> None:
-        status = model.statuses[version]
-        self._set(
-            model,
-            VersionStatus(version, State.LOADING, status.error_code, status.error_message),
-        )
+        with self._changed:
+            if model.aspired.get(version) != path:
+                return
+            status = model.statuses[version]
+            # One that comes from another base path now stays available until it is replaced.
+            if version not in model.available:
+                self._set(model, replace(status, state=State.LOADING))
         try:
             servable = self._load_servable(model.name, version, path)
         # Process boundary: whatever is wrong with one directory (there are many ways, and
         # TensorFlow raises many types), the models already loaded must go on serving.
         except Exception as error:
-            self._load_failed(model, version, error)
+            self._load_failed(model, version, path, error)
             return
         with self._changed:
             model.attempts.pop(version, None)
+            replaced = model.available.get(version)
             model.available[version] = servable
+            model.was_available |= model.aspired.get(version) == path
             model.latest = max(model.available)
-            model.statuses[version] = VersionStatus(version, State.AVAILABLE)
-            self._changed.notify_all()
+            self._set(model, VersionStatus(version, State.AVAILABLE))
+            if replaced is not None:
+                self._close_later(model, replaced)
 
-    def _load_failed(self, model: _Model, version: int, error: Exception) -> None:
+    def _load_failed(self, model: _Model, version: int, path: str, error: Exception) -> None:
         with self._changed:
-            attempts = model.attempts.setdefault(version, _Attempts())
-            attempts.count += 1
-            final = attempts.count > self._max_load_retries
-            attempts.next_at = (
-                float("inf") if final else time.monotonic() + self._load_retry_seconds
-            )
-            state = State.END if final else State.LOADING
-            model.statuses[version] = VersionStatus(version, state, _error_code(error), str(error))
-            self._changed.notify_all()
+            status = VersionStatus(version, State.END, _error_code(error), str(error))
+            attempts = _Attempts()
+            if model.aspired.get(version) == path:  # else it is not to be tried again
+                attempts = model.attempts.setdefault(version, attempts)
+                attempts.count += 1
+                final = attempts.count > self._max_load_retries
+                attempts.next_at = (
+                    float("inf") if final else time.monotonic() + self._load_retry_seconds
+                )
+                status = replace(status, state=State.END if final else State.LOADING)
+            if version not in model.available:
+                self._set(model, status)
         _LOG.error(
             "%s version %d cannot be loaded (attempt %d of %d): %s",
             model.name,
@@ -341,32 +450,40 @@ class VersionManager:
         )
 
     def _unload_surplus(self, model: _Model) -> None:
-        ready = any(version in model.available for version in model.aspired)
-        if model.aspired and not ready:
-            return
-        for version in sorted(set(model.available) - set(model.aspired)):
+        with self._changed:
+            ready = any(version in model.available for version in model.aspired)
+            if model.aspired and not ready:
+                return
+            for version in sorted(set(model.available) - set(model.aspired)):
+                self._begin_unload(model, version)
+
+    def _unload_all(self, model: _Model) -> None:
+        for version in list(model.available):
             self._begin_unload(model, version)
 
     def _begin_unload(self, model: _Model, version: int) -> None:
-        with self._changed:
-            servable = model.available.pop(version, None)
-            if servable is None:
-                return
-            model.latest = max(model.available, default=None)
-            model.statuses[version] = VersionStatus(version, State.UNLOADING)
+        servable = model.available.pop(version)
+        model.latest = max(model.available, default=None)
+        self._set(model, VersionStatus(version, State.UNLOADING))
+        self._close_later(model, servable)
+
+    def _close_later(self, model: _Model, servable: Servable) -> None:
         thread = threading.Thread(
-            target=self._unload,
+            target=self._close,
             args=(model, servable),
-            name=f"unload-{model.name}-{version}",
+            name=f"unload-{model.name}-{servable.version}",
             daemon=True,
         )
         self._unloads = [thread, *(t for t in self._unloads if t.is_alive())]
         thread.start()
 
-    def _unload(self, model: _Model, servable: Servable) -> None:
+    def _close(self, model: _Model, servable: Servable) -> None:
         servable.close()
         _LOG.info("%s version %d unloaded", model.name, servable.version)
-        self._set(model, VersionStatus(servable.version, State.END))
+        with self._changed:
+            if model.statuses[servable.version].state is State.UNLOADING:
+                self._set(model, VersionStatus(servable.version, State.END))
+        self._wake.set()  # it may be wanted again
 
     def _set(self, model: _Model, status: VersionStatus) -> None:
         with self._changed:

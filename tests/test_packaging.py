@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "components", "models", "schemas", "serving", "configs", "benchmarks")
-MAKE_TARGETS = ("run", "test", "unit", "slow", "lint", "lock", "clean", "help")
+MAKE_TARGETS = ("run", "test", "unit", "slow", "lint", "lock", "peers", "clean", "help")
 
 
 def locked_versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from tfx.types.artifact import Artifact
 from components.pusher import spec
 from components.pusher.push import local_directory, prune, publish
 from schemas.names import STOCK_SUFFIX
+from serving.config_files import MODELS_FILE, pinned_versions
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Executor(base_executor.BaseExecutor):
 
         Raises:
           PushError: the files do not fit their manifest, or the server did not load the version.
+          ConfigFileError: the file that says what is served is not understood.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         pushed = artifact_utils.get_single_instance(output_dict[spec.PUSHED_MODEL_KEY])
@@ -66,12 +68,20 @@ class Executor(base_executor.BaseExecutor):
         model = artifact_utils.get_single_instance(input_dict[spec.MODEL_KEY])
         serving_dir = local_directory(exec_properties[spec.SERVING_DIR_KEY])
         model_name = exec_properties[spec.MODEL_NAME_KEY]
+        # Versions that a rollback has chosen: they serve, whatever is pushed, until it is ended.
+        pinned = pinned_versions(serving_dir / MODELS_FILE, model_name)
         done = publish(local_directory(model.uri), serving_dir, model_name)
-        if address := exec_properties.get(spec.ADDRESS_KEY):
+        address = exec_properties.get(spec.ADDRESS_KEY)
+        if pinned:
+            _LOG.warning("Version %d is not served: rolled back to %s", done.version, pinned)
+        elif address:
             _wait(address, model_name, done.version, exec_properties)
         # Only now: until a server has the new version, an old one is what it would fall back to.
         deleted = prune(
-            serving_dir, model_name, exec_properties[spec.KEEP_VERSIONS_KEY], done.version
+            serving_dir,
+            model_name,
+            exec_properties[spec.KEEP_VERSIONS_KEY],
+            {done.version, *pinned},
         )
         _LOG.info("Pushed version %d to %s, deleted %s", done.version, done.destination, deleted)
         _record(

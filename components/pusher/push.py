@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def prune(
     serving_dir: Path,
     model_name: str,
     keep_versions: int,
-    protected: int,
+    protected: Collection[int],
     lock_timeout_seconds: float = 600.0,
 ) -> tuple[int, ...]:
     """Deletes all but the newest versions of both flavours, oldest first.
@@ -137,7 +137,7 @@ def prune(
 
     Args:
       keep_versions: how many to keep, at least 1.
-      protected: a version that is kept whatever its age.
+      protected: versions that are kept whatever their age.
 
     Returns:
       the deleted versions, ascending.
@@ -151,7 +151,7 @@ def prune(
     with _locked(serving_dir, model_name, lock_timeout_seconds):
         found = {flavour: versions_in(base) for flavour, base in bases.items()}
         known = sorted({version for versions in found.values() for version in versions})
-        surplus = [version for version in known[:-keep_versions] if version != protected]
+        surplus = [version for version in known[:-keep_versions] if version not in protected]
         for version in surplus:
             # The main flavour goes first, as in `served_directories`, seen from the other end.
             for flavour in reversed(bases):

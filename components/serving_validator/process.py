@@ -53,7 +53,7 @@ def running_server(
       ServerFailedError: it ended, or did not open its port in time.
     """
     port_file = log_file.with_suffix(".port")
-    command = [sys.executable, "-m", "serving.server", "--host", _HOST, "--port", "0"]
+    command = [sys.executable, "-m", "serving", "--host", _HOST, "--port", "0"]
     command += ["--port-file", str(port_file)]
     # The candidate is complete: look once, and take the first failure for an answer.
     command += ["--file-system-poll-wait-seconds", "0", "--max-num-load-retries", "0"]
@@ -83,7 +83,7 @@ def log_tail(log_file: Path) -> str:
 
 
 def _import_root() -> Path:
-    """Directory from which `python -m serving.server` works, installed or not."""
+    """Directory from which `python -m serving` works, installed or not."""
     found = importlib.util.find_spec("serving")
     if found is None or found.origin is None:
         raise ServerFailedError("the package `serving` is not installed; run `make test` once")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from models.export import export
 from models.queries import Model, Query
@@ -23,8 +24,10 @@ from models.towers import UserInputs
 from schemas import names
 from serving.client import RecommenderClient, RecommenderError
 from serving.manifest import ManifestError, verify_manifest
+from serving.options import ServerOptions
 from serving.servable import Servable
-from serving.server import ModelServer, ServerOptions
+from serving.server import ModelServer
+from serving.warmup import warm_up
 
 pytestmark = pytest.mark.slow
 
@@ -734,6 +737,81 @@ def test_evaluation_does_not_depend_on_who_shares_a_batch(exported: Any) -> None
     assert alone.tolist() == together.tolist()
 
 
+def _warm_up_requests(directory: Path) -> list[Any]:
+    dataset = tf.data.TFRecordDataset(str(directory / names.WARMUP_FILE))
+    logs = [PredictionLog.FromString(record) for record in dataset.as_numpy_iterator()]
+    return [log.predict_log.request for log in logs]
+
+
+def _inputs(request: Any) -> dict[str, np.ndarray]:
+    return {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
+
+
+def test_each_flavour_carries_warm_up_requests_for_each_signature(exported: Any, shop: Any) -> None:
+    for flavour in names.FLAVOURS:
+        servable = Servable("recommender", 1, str(exported.directory / flavour))
+        requests = _warm_up_requests(exported.directory / flavour)
+        assert {r.model_spec.signature_name for r in requests} == set(servable.signatures)
+        for request in requests:
+            # Servers before 2.14 fill in no defaults.
+            inputs = servable.signatures[request.model_spec.signature_name].inputs
+            assert set(request.inputs) == set(inputs)
+        assert warm_up(servable) == len(requests)
+        servable.close()
+
+
+def test_warm_up_requests_are_like_real_ones(exported: Any, shop: Any) -> None:
+    requests = [
+        _inputs(request)
+        for request in _warm_up_requests(exported.directory / "stock")
+        if request.model_spec.signature_name == names.SIGNATURE_RECOMMEND
+    ]
+    users = {user for request in requests for user in request[names.USER_ID]}
+    assert len(users & set(shop.timelines)) == 3
+    assert b"" in users, "an unknown user"
+    assert {len(request[names.USER_ID]) for request in requests} == {1, 4}
+    sent_weights = [tuple(request[names.OBJECTIVE_WEIGHTS][0].tolist()) for request in requests]
+    for weights in exported.manifest["weights"].values():
+        assert tuple(np.float32(weights).tolist()) in sent_weights
+    (full,) = (request for request in requests if request[names.HISTORY_ITEM_IDS].size)
+    known = set(shop.catalogue.item_ids)
+    for key in (names.HISTORY_ITEM_IDS, names.EXCLUDE_ITEM_IDS):
+        assert full[key].size
+        assert set(full[key].ravel()) <= known
+    assert full[names.HISTORY_LEVELS].shape == full[names.HISTORY_ITEM_IDS].shape
+
+
+_FIRST_CALL = """
+import sys, time
+import numpy as np
+from serving.servable import Servable
+from serving.warmup import load_warm
+path, warm, *outputs = sys.argv[1:]
+servable = load_warm("m", 1, path) if warm == "warm" else Servable("m", 1, path)
+signature = servable.signatures["serving_default"]
+feeds = dict(signature.defaults) | {"user_id": np.array([b"u1"], object)}
+started = time.monotonic()
+item_ids = servable.run(signature, feeds, outputs)[0]
+print(time.monotonic() - started, *(item.decode() for item in item_ids[0]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flavour", "outputs"),
+    [("scann", ["item_ids", "scores"]), ("stock", ["item_ids"])],
+)
+def test_the_first_call_of_a_warmed_process_is_fast(
+    exported: Any, run_python: Callable[..., str], flavour: str, outputs: list[str]
+) -> None:
+    path = str(exported.directory / flavour)
+    warm, cold = (
+        run_python(_FIRST_CALL, path, kind, *outputs).split() for kind in ("warm", "cold")
+    )
+    assert warm[1:] == cold[1:]
+    assert len(warm[1:]) == TOP_K
+    assert float(warm[0]) < float(cold[0]) / 3
+
+
 # --- served ---------------------------------------------------------------------------------
 
 
@@ -749,14 +827,14 @@ def test_signatures_carry_defaults_for_all_but_the_user(exported: Any) -> None:
                 names.SIGNATURE_ITEM_TITLES,
             }
             recommend = servable.signatures[names.SIGNATURE_RECOMMEND]
-            assert set(recommend.feed_names) - set(recommend.defaults) == {names.USER_ID}
+            assert set(recommend.inputs) - set(recommend.defaults) == {names.USER_ID}
             assert recommend.defaults[names.OBJECTIVE_WEIGHTS].tolist() == [[1.0] * K]
             for key in set(recommend.defaults) - {names.OBJECTIVE_WEIGHTS}:
                 assert recommend.defaults[key].shape == (1, 0), key
             embed = servable.signatures[names.SIGNATURE_EMBED_USER]
-            assert set(embed.feed_names) - set(embed.defaults) == {names.USER_ID}
+            assert set(embed.inputs) - set(embed.defaults) == {names.USER_ID}
             score = servable.signatures[names.SIGNATURE_SCORE_ITEMS]
-            required = set(score.feed_names) - set(score.defaults)
+            required = set(score.inputs) - set(score.defaults)
             assert required == {names.USER_ID, names.ITEM_IDS}
         finally:
             servable.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
 
 from serving import messages
-from serving.client import RecommenderClient, RecommenderError
-from serving.server import ModelServer, ServerOptions
+from serving.client import RecommenderClient, RecommenderError, Tls
+from serving.config import ModelConfig
+from serving.options import ServerOptions, TlsOptions
+from serving.server import ModelServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +32,10 @@ def server(
 ) -> Iterator[ModelServer]:
     base = tmp_path_factory.mktemp("recommender_base")
     publish(recommender, base, 3)
-    options = ServerOptions(models={"recommender": base}, host="127.0.0.1", port=0)
+    models = {"recommender": ModelConfig(str(base), labels={"stable": 3})}
+    options = ServerOptions(
+        models=models, host="127.0.0.1", port=0, allow_labels_for_unavailable=True
+    )
     with ModelServer(options) as running:
         yield running
 
@@ -88,6 +95,11 @@ def test_recommend_sends_everything(client: RecommenderClient) -> None:
     assert answer.items == [("ü", 7.0), ("shoes", 3.0), ("coat", 0.5)]
 
 
+def test_what_is_asked_most_needs_no_names(client: RecommenderClient) -> None:
+    answer = client.recommend("ann", [1.0, 2.0], ["coat"], 3)
+    assert answer.items == [("ann", 3.0), ("no history", 0.0), ("coat", 0.5)]
+
+
 def test_recommend_at_most_n(client: RecommenderClient) -> None:
     assert [item for item, _ in client.recommend("ann", n=1).items] == ["ann"]
     with pytest.raises(ValueError, match="n must be at least 1, not 0"):
@@ -102,6 +114,14 @@ def test_recommend_from_a_version(client: RecommenderClient) -> None:
     assert caught.value.details == "Servable not found for request: Specific(recommender, 4)"
     assert caught.value.address == client.address
     assert client.address in str(caught.value)
+
+
+def test_recommend_from_a_labelled_version(client: RecommenderClient) -> None:
+    assert client.recommend("ann", version="stable").version == 3
+    assert client.titles(["a"], version="stable") == ["Title of a"]
+    assert client.embed_user("ann", version="stable").version == 3
+    with pytest.raises(RecommenderError, match="Unrecognized servable version label: canary"):
+        client.recommend("ann", version="canary")
 
 
 def test_version_zero_is_sent(client: RecommenderClient) -> None:
@@ -175,6 +195,93 @@ def test_call_waits_for_a_starting_server(
     finally:
         starter.join()
         server.stop()
+
+
+@dataclass(frozen=True)
+class Party:
+    """A certificate and its private key, PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+@pytest.fixture(scope="module")
+def sign() -> Callable[[], Party]:
+    """sign(): a new key for localhost with a certificate that the key itself signed."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    def make() -> Party:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return Party(
+            certificate.public_bytes(serialization.Encoding.PEM),
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+        )
+
+    return make
+
+
+def test_tls(
+    recommender: Path, publish: Any, start_server: Any, tmp_path: Path, sign: Callable[[], Party]
+) -> None:
+    publish(recommender, tmp_path, 1)
+    us = sign()
+    server = start_server(
+        {"recommender": tmp_path}, tls=TlsOptions(us.key.decode(), us.certificate.decode())
+    )
+    address = f"localhost:{server.port}"
+    path = tmp_path / "root.pem"
+    path.write_bytes(us.certificate)
+    for root in (us.certificate, path, str(path)):
+        with RecommenderClient(address, tls=Tls(root)) as client:
+            assert client.recommend("ann").version == 1
+    stranger = Tls(sign().certificate)
+    for tls in (None, Tls(), stranger):
+        with (
+            RecommenderClient(address, timeout_seconds=0.5, tls=tls) as client,
+            pytest.raises(RecommenderError, match="UNAVAILABLE"),
+        ):
+            client.recommend("ann")
+
+
+def test_mutual_tls(
+    recommender: Path, publish: Any, start_server: Any, tmp_path: Path, sign: Callable[[], Party]
+) -> None:
+    publish(recommender, tmp_path, 1)
+    us, known, unknown = sign(), sign(), sign()
+    options = TlsOptions(
+        us.key.decode(), us.certificate.decode(), known.certificate.decode(), client_verify=True
+    )
+    address = f"localhost:{start_server({'recommender': tmp_path}, tls=options).port}"
+    with RecommenderClient(
+        address, tls=Tls(us.certificate, known.certificate, known.key)
+    ) as client:
+        assert client.recommend("ann").version == 1
+    for tls in (Tls(us.certificate), Tls(us.certificate, unknown.certificate, unknown.key)):
+        with (
+            RecommenderClient(address, timeout_seconds=0.5, tls=tls) as client,
+            pytest.raises(RecommenderError, match="UNAVAILABLE"),
+        ):
+            client.recommend("ann")
+
+
+def test_certificates_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.pem"):
+        RecommenderClient("localhost:1", tls=Tls(tmp_path / "missing.pem"))
 
 
 @pytest.fixture

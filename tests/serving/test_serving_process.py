@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from serving import messages
-from serving.server import ServerOptions, main
+from serving.flags import main
+from serving.options import ServerOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +91,7 @@ def test_process_serves_and_swaps_scann_models_and_stops_on_sigterm(
     arguments += ["--host", "127.0.0.1", "--port", "0", "--port-file", str(port_file)]
     arguments += ["--file-system-poll-wait-seconds", "0.1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "serving.server", *arguments],
+        [sys.executable, "-m", "serving", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -146,16 +146,17 @@ def test_flavours_of_different_models_are_refused(tmp_path: Path, served: Path) 
 def test_prune_keeps_the_newest_and_the_protected(model: Path, served: Path) -> None:
     for _ in range(5):
         publish(model, served, "rec")
-    assert prune(served, "rec", 2, protected=5) == (1, 2, 3)
+    assert prune(served, "rec", 2, protected={5}) == (1, 2, 3)
     assert visible(served) == {"rec": {"4", "5"}, "rec_stock": {"4", "5"}}
-    assert prune(served, "rec", 1, protected=4) == ()
-    assert prune(served, "rec", 1, protected=5) == (4,)
+    assert prune(served, "rec", 1, protected={4}) == ()
+    assert prune(served, "rec", 1, protected={5}) == (4,)
+    assert prune(served, "rec", 1, protected={5, 9}) == ()
 
 
 def test_prune_removes_orphans_and_both_names_of_one_number(served: Path) -> None:
     for name in ("rec/7", "rec/007", "rec/8", "rec_stock/6", "rec_stock/8"):
         (served / name).mkdir(parents=True)
-    assert prune(served, "rec", 1, protected=8) == (6, 7)
+    assert prune(served, "rec", 1, protected={8}) == (6, 7)
     assert visible(served) == {"rec": {"8"}, "rec_stock": {"8"}}
 
 
@@ -163,13 +164,13 @@ def test_prune_leaves_other_names_alone(served: Path) -> None:
     for name in ("rec/1", "rec/2", "rec/notes", "rec/canary-1"):
         (served / name).mkdir(parents=True)
     (served / "rec_stock").mkdir()
-    prune(served, "rec", 1, protected=2)
+    prune(served, "rec", 1, protected={2})
     assert {p.name for p in (served / "rec").iterdir()} == {"2", "notes", "canary-1"}
 
 
 def test_keep_versions_below_one_is_refused(served: Path) -> None:
     with pytest.raises(PushError, match="at least 1"):
-        prune(served, "rec", 0, protected=1)
+        prune(served, "rec", 0, protected={1})
 
 
 def _publish_many(model: Path, served: Path, count: int, results) -> None:

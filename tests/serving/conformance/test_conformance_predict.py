@@ -16,19 +16,30 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import predict_pb2
 
-from serving.server import ModelServer, ServerOptions
+from serving.options import BatchingOptions, ServerOptions
+from serving.server import ModelServer
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["alone", "batched"])
 def server(
-    zoo: Path, publish: Any, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    zoo: Path,
+    publish: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ModelServer]:
     base = tmp_path_factory.mktemp("zoo_base")
     publish(zoo, base, "00000123")
-    options = ServerOptions(models={"zoo": base}, host="127.0.0.1", port=0, max_load_retries=0)
+    options = ServerOptions(
+        models={"zoo": base},
+        host="127.0.0.1",
+        port=0,
+        max_load_retries=0,
+        # As long as the longest vector below: each of its elements is a row.
+        batching=BatchingOptions(2_500_000) if request.param == "batched" else None,
+    )
     with ModelServer(options) as running:
         yield running
 
@@ -314,16 +325,7 @@ def test_check_29_concurrent_calls_do_not_mix(caller: Any) -> None:
             assert answers == [(offset + i) / 2 + 2 for i in range(300)]
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "PredictionService/Classify",
-        "PredictionService/Regress",
-        "PredictionService/MultiInference",
-        "ModelService/HandleReloadConfigRequest",
-        "SessionService/SessionRun",
-    ],
-)
+@pytest.mark.parametrize("method", ["SessionService/SessionRun", "PredictionService/Generate"])
 def test_check_30_other_methods_are_unimplemented(caller: Any, error_of: Any, method: str) -> None:
     call = caller.channel.unary_unary(f"/tensorflow.serving.{method}")
     code, _ = error_of(lambda: call(b"", timeout=5))

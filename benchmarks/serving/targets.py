@@ -1,0 +1,197 @@
+"""What was asked of the server, and whether the figures meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+Figures = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+      part: of the benchmark.
+      what: is measured.
+      asked: the bound, as a text.
+      value: finds the figure in the part's figures.
+      met: whether the figure is good enough.
+      unit: behind the figure.
+    """
+
+    part: str
+    what: str
+    asked: str
+    value: Callable[[Figures], float]
+    met: Callable[[float], bool]
+    unit: str = ""
+
+
+def _at_least(bound: float) -> Callable[[float], bool]:
+    return lambda value: value >= bound
+
+
+def _at_most(bound: float) -> Callable[[float], bool]:
+    return lambda value: value <= bound
+
+
+def _none(value: float) -> bool:
+    return value == 0
+
+
+TARGETS = (
+    Target(
+        "index",
+        "ScaNN recall@100 of the default index",
+        ">= 0.95",
+        lambda f: f["shares"][0]["recall"],
+        _at_least(0.95),
+    ),
+    Target(
+        "latency",
+        "one client: gRPC p50 over in-process p50",
+        "<= 2.5",
+        lambda f: f["p50_over_in_process"]["median"],
+        _at_most(2.5),
+        "x",
+    ),
+    Target(
+        "latency",
+        "one client: gRPC p99 over p50",
+        "<= 3",
+        lambda f: f["p99_over_p50"]["median"],
+        _at_most(3.0),
+        "x",
+    ),
+    Target(
+        "throughput",
+        "32 clients: calls/s over the lower of echo and in-process batches",
+        ">= 0.70",
+        lambda f: f["share_of_floor"]["median"],
+        _at_least(0.70),
+    ),
+    Target(
+        "throughput",
+        "32 clients: p99 over p50",
+        "< 10",
+        lambda f: f["p99_over_p50"]["median"],
+        lambda value: value < 10,
+        "x",
+    ),
+    Target("throughput", "32 clients: failed calls", "0", lambda f: f["grpc"]["failed"], _none),
+    *(
+        Target(
+            "peers",
+            f"queries/s over those of FastAPI + {library}",
+            "> 1",
+            lambda f, library=library: f["times_rate"][library]["median"],  # type: ignore[misc]
+            lambda value: value > 1,
+            "x",
+        )
+        for library in ("hnswlib", "faiss")
+    ),
+    *(
+        Target(
+            "peers",
+            f"p99 of FastAPI + {library} over ours",
+            "> 1",
+            lambda f, library=library: f["times_p99"][library]["median"],  # type: ignore[misc]
+            lambda value: value > 1,
+            "x",
+        )
+        for library in ("hnswlib", "faiss")
+    ),
+    Target(
+        "objectives",
+        "time of three objectives over that of one",
+        "<= 1.02",
+        lambda f: f["three_over_one"]["ratio"],
+        _at_most(1.02),
+        "x",
+    ),
+    Target(
+        "objectives",
+        "recommendations/s over those of three indexes merged",
+        ">= 2.5",
+        lambda f: f["times_separate"]["median"],
+        _at_least(2.5),
+        "x",
+    ),
+    Target("swap", "hot swaps: failed calls", "0", lambda f: f["failed"], _none),
+    Target(
+        "swap",
+        "hot swaps: published versions that nobody saw",
+        "0",
+        lambda f: f["published"] + 1 - f["versions_seen"],
+        _none,
+    ),
+    Target("swap", "hot swaps: answers that mix versions", "0", lambda f: f["mixed"], _none),
+    Target(
+        "swap",
+        "hot swaps: memory after the last over after the 3rd",
+        "<= +10 %",
+        lambda f: 100 * f["rss_growth"],
+        _at_most(10.0),
+        " %",
+    ),
+    Target("soak", "soak: failed calls", "0", lambda f: f["failed"], _none),
+    Target(
+        "soak",
+        "soak: memory, last minute over first",
+        "<= +5 %",
+        lambda f: 100 * f["rss_growth"],
+        _at_most(5.0),
+        " %",
+    ),
+    Target(
+        "soak",
+        "soak: p50, last third over first",
+        "<= +10 %",
+        lambda f: 100 * f["p50_drift"],
+        _at_most(10.0),
+        " %",
+    ),
+    Target(
+        "soak",
+        "soak: p99, last third over first",
+        "<= +25 %",
+        lambda f: 100 * f["p99_drift"],
+        _at_most(25.0),
+        " %",
+    ),
+)
+
+
+def judge(parts: dict[str, Figures]) -> list[dict[str, Any]]:
+    """Every target whose part was measured."""
+    lines = []
+    for target in TARGETS:
+        figures = parts.get(target.part)
+        if figures is None or "missing" in figures:
+            continue
+        value = target.value(figures)
+        lines.append(
+            {
+                "part": target.part,
+                "what": target.what,
+                "asked": target.asked,
+                "measured": value,
+                "shown": f"{value:.3g}{target.unit}",
+                "met": bool(target.met(value)),
+            }
+        )
+    return lines
+
+
+def terminal(lines: list[dict[str, Any]]) -> Table:
+    """The same as a table."""
+    table = Table(title="csmf bench serving")
+    for name in ("", "asked", "measured", "met"):
+        table.add_column(name, justify="left" if not name else "right")
+    for line in lines:
+        met = "[green]yes[/]" if line["met"] else "[bold red]no[/]"
+        table.add_row(line["what"], line["asked"], line["shown"], met)
+    return table

@@ -1,0 +1,288 @@
+"""Dynamic batching: concurrent calls of one signature share a run of the graph.
+
+A batch starts as soon as a thread is free and takes what waits by then, so a lone call waits for
+nobody and batches grow with the load. Written for one event loop; only `_Batch.run` leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from serving.errors import ServingError
+from serving.metrics import Metrics
+from serving.options import BatchingOptions
+from serving.servable import Servable, Signature
+from serving.tensors import Array
+
+_Key = tuple[object, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """One call that waits for its run.
+
+    Attributes:
+      servable, signature: what to run; the caller holds the servable while it waits.
+      feeds: input alias -> value, for every input.
+      outputs: output aliases.
+      deadline: time.monotonic() after which nobody waits any more; None = never.
+      rows: first dimension of the feeds.
+      answer: set to the values of `outputs`, or to a ServingError.
+      queued_at: time.monotonic() of the call.
+    """
+
+    servable: Servable
+    signature: Signature
+    feeds: dict[str, Array]
+    outputs: Sequence[str]
+    deadline: float | None
+    rows: int
+    answer: asyncio.Future[list[Array]]
+    queued_at: float
+
+    def run(self) -> list[Array]:
+        """Runs alone.
+
+        Raises:
+          ServingError: TensorFlow's error, or the deadline has passed.
+        """
+        return self.servable.run(
+            self.signature, self.feeds, self.outputs, milliseconds_until(self.deadline)
+        )
+
+
+def milliseconds_until(deadline: float | None) -> int | None:
+    """Time left before `deadline`.
+
+    Raises:
+      ServingError: DEADLINE_EXCEEDED, there is none.
+    """
+    if deadline is None:
+        return None
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise deadline_exceeded()
+    return max(int(remaining * 1000), 1)
+
+
+def deadline_exceeded() -> ServingError:
+    """What a call gets whose time is up."""
+    return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+
+class Batcher:
+    """Queues calls by what may share a run, and runs them.
+
+    Args:
+      options: sizes and bounds.
+      threads: where batches run, at least `options.num_batch_threads`.
+      metrics: told about waiting times and sizes.
+    """
+
+    def __init__(self, options: BatchingOptions, threads: Executor, metrics: Metrics) -> None:
+        self._options = options
+        self._threads = threads
+        self._metrics = metrics
+        # The queue whose head has waited longest comes first.
+        self._queues: OrderedDict[_Key, deque[Work]] = OrderedDict()
+        self._free_threads = options.num_batch_threads
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    def submit(self, work: Work) -> None:
+        """Queues a call and starts a batch if a thread is free.
+
+        Raises:
+          ServingError: INVALID_ARGUMENT, more rows than a batch may have; UNAVAILABLE, the queue
+            is full.
+        """
+        options = self._options
+        if work.rows > options.max_batch_size:
+            raise ServingError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Task size {work.rows} is larger than maximum input batch size "
+                f"{options.max_batch_size}",
+            )
+        key = _key(work)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = deque()
+        elif sum(w.rows for w in queue) + work.rows > self._capacity:
+            raise ServingError(
+                grpc.StatusCode.UNAVAILABLE,
+                "The batch scheduling queue to which this task was submitted is full; currently "
+                f"{options.max_enqueued_batches} batches enqueued and max_enqueued_batches is "
+                f"{options.max_enqueued_batches}",
+            )
+        queue.append(work)
+        self._start_batches()
+
+    @property
+    def _capacity(self) -> int:
+        return self._options.max_enqueued_batches * self._options.max_batch_size
+
+    def _start_batches(self) -> None:
+        while self._free_threads and self._queues:
+            key, queue = next(iter(self._queues.items()))
+            wait = self._time_to_wait(queue)
+            if wait > 0:
+                self._start_later(wait)
+                return
+            batch = self._take(queue)
+            if queue:
+                self._queues.move_to_end(key)
+            else:
+                del self._queues[key]
+            if batch:
+                self._start(batch)
+
+    def _time_to_wait(self, queue: deque[Work]) -> float:
+        timeout = self._options.batch_timeout_micros / 1e6
+        if not timeout or sum(work.rows for work in queue) >= self._options.max_batch_size:
+            return 0.0
+        return queue[0].queued_at + timeout - time.monotonic()
+
+    def _start_later(self, seconds: float) -> None:
+        if self._timer is None:
+
+            def start() -> None:
+                self._timer = None
+                self._start_batches()
+
+            self._timer = asyncio.get_running_loop().call_later(seconds, start)
+
+    def _take(self, queue: deque[Work]) -> list[Work]:
+        """Removes the next batch from a queue, without those nobody waits for any more."""
+        batch: list[Work] = []
+        rows = 0
+        while queue and rows + queue[0].rows <= self._options.max_batch_size:
+            work = queue.popleft()
+            if not work.answer.done():
+                batch.append(work)
+                rows += work.rows
+        return batch
+
+    def _start(self, batch: list[Work]) -> None:
+        self._free_threads -= 1
+        task = asyncio.get_running_loop().create_task(self._run(batch))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self, batch: list[Work]) -> None:
+        servable = batch[0].servable
+        now = time.monotonic()
+        for work in batch:
+            self._metrics.queued(servable.name, now - work.queued_at)
+        self._metrics.batch(servable.name, sum(work.rows for work in batch))
+        # The callers may leave before the run ends.
+        servable.acquire()
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(
+                self._threads, run_together, batch
+            )
+        finally:
+            servable.release()
+            self._free_threads += 1
+        for work, answer in zip(batch, answers, strict=True):
+            if not work.answer.done():
+                if isinstance(answer, ServingError):
+                    work.answer.set_exception(answer)
+                else:
+                    work.answer.set_result(answer)
+        self._start_batches()
+
+
+def batch_rows(signature: Signature, feeds: dict[str, Array]) -> int | None:
+    """The number of rows of a call that may share a run; None if it must run alone."""
+    if not signature.batchable:
+        return None
+    rows = None
+    for value in feeds.values():
+        if not value.shape or rows not in (None, value.shape[0]):
+            return None
+        rows = value.shape[0]
+    return rows
+
+
+def _key(work: Work) -> _Key:
+    """Equal for calls that may share a run: the feeds fit together but for the first dimension and
+    the lengths of padded lists."""
+    padding = work.signature.padding
+    return (
+        work.servable,
+        work.signature.name,
+        tuple(work.outputs),
+        *(
+            (value.dtype.char, value.ndim if alias in padding else value.shape[1:])
+            for alias, value in sorted(work.feeds.items())
+        ),
+    )
+
+
+def run_together(batch: Sequence[Work]) -> list[list[Array] | ServingError]:
+    """Runs a batch of calls with equal keys; blocks.
+
+    One call's bad values must not fail its neighbours: when the common run fails, each runs alone.
+
+    Returns:
+      for each call its values or its error.
+    """
+    if len(batch) > 1:
+        try:
+            return list(_run_merged(batch))
+        except ServingError:
+            pass
+    return [_run_alone(work) for work in batch]
+
+
+def _run_alone(work: Work) -> list[Array] | ServingError:
+    try:
+        return work.run()
+    except ServingError as error:
+        return error
+
+
+def _run_merged(batch: Sequence[Work]) -> Sequence[list[Array]]:
+    first = batch[0]
+    signature = first.signature
+    feeds = {
+        alias: _stack([work.feeds[alias] for work in batch], signature.padding.get(alias))
+        for alias in first.feeds
+    }
+    deadlines = [work.deadline for work in batch]
+    latest = None if None in deadlines else max(d for d in deadlines if d is not None)
+    results = first.servable.run(signature, feeds, first.outputs, milliseconds_until(latest))
+    ends = np.cumsum([work.rows for work in batch])
+    if any(result.shape[:1] != (ends[-1],) for result in results):
+        raise ServingError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
+            "sizes of the input tensors",
+        )
+    return [
+        [result[end - work.rows : end] for result in results]
+        for work, end in zip(batch, ends.tolist(), strict=True)
+    ]
+
+
+def _stack(values: list[Array], padding: object) -> Array:
+    """Rows of all values; lists [rows, length] are filled up to the longest."""
+    if padding is None:
+        return np.concatenate(values)
+    width = max(value.shape[1] for value in values)
+    if all(value.shape[1] == width for value in values):
+        return np.concatenate(values)
+    full = np.full((sum(len(value) for value in values), width), padding, values[0].dtype)
+    start = 0
+    for value in values:
+        full[start : start + len(value), : value.shape[1]] = value
+        start += len(value)
+    return full

@@ -1,0 +1,1 @@
+"""The REST interface of TensorFlow Serving: Predict, Classify, Regress, status and metadata."""
