@@ -462,20 +462,22 @@ def shortest(array: Array) -> Array:
 
     float32 0.2 is 0.20000000298023224 as float64, but 0.2 rounds to the same float32.
     """
-    exact = array.astype(np.float64)
+    # Flat: the digits take a dimension of their own, and numpy has no more than an input may have.
+    flat = array.ravel()
+    exact = flat.astype(np.float64)
     size = np.abs(exact)
     regular = (size >= _SMALL) & (size < _LARGE)
     exponents = np.floor(np.log10(np.where(regular, size, 1.0))).astype(np.int64)
     # The quotient of an integer and an exact power of ten is the float64 nearest to the decimal
     # number, which is what prints with its digits.
-    places = _DIGITS.reshape(-1, *[1] * array.ndim) - 1 - exponents
+    places = _DIGITS.reshape(-1, 1) - 1 - exponents
     up, down = _POWERS[np.maximum(places, 0)], _POWERS[np.maximum(-places, 0)]
     rounded = np.rint(exact * up / down) * down / up
-    fits = rounded.astype(np.float32) == array
+    fits = rounded.astype(np.float32) == flat
     best = exact
     for candidate, fit in zip(rounded, fits, strict=True):
         best = np.where(fit, candidate, best)
     extreme = ~regular & (size > 0) & np.isfinite(size)
     if extreme.any():
-        best[extreme] = [float(str(value)) for value in array[extreme]]
-    return best
+        best[extreme] = [float(str(value)) for value in flat[extreme]]
+    return best.reshape(array.shape)

@@ -456,7 +456,7 @@ def path_statuses(method: str, path: str, good_body: bool) -> frozenset[int]:
     if call != call.lower():
         return frozenset({400})
     if not found:
-        return frozenset({404} if good_body else {400, 404})
+        return frozenset({404} if good_body and call == "predict" else {400, 404})
     return ASK_FOR_BODY
 
 
@@ -689,7 +689,8 @@ def test_any_bytes_at_the_rest_port_get_the_right_status(server: Any) -> None:
     connection.close()
     assert not wrong, "\n".join([f"{len(wrong)} wrong answers", *wrong[:20]])
     assert server.process.poll() is None
-    assert "Traceback" not in server.text()
+    # aiohttp logs a traceback of its own for what it cannot read; this is that of the handler.
+    assert " failed\nTraceback" not in server.text()
     # The cases went deep enough to tell.
     assert seen[200] > 500, seen
     assert seen[400] > 2000, seen
