@@ -1,7 +1,7 @@
 """Dynamic batching: concurrent calls of one signature share a run of the graph.
 
 A batch starts as soon as a thread is free and takes what waits by then, so a lone call waits for
-nobody and batches grow with the load. Written for one event loop; only `_Batch.run` leaves it.
+nobody and batches grow with the load. Written for one event loop; only `run_together` leaves it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid_argument
 from serving.metrics import Metrics
 from serving.options import BatchingOptions
 from serving.servable import Servable, Signature
@@ -78,6 +78,25 @@ def deadline_exceeded() -> ServingError:
     return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
 
+class _Queue:
+    """Calls that may share a run, oldest first, and how many rows they have together."""
+
+    __slots__ = ("calls", "rows")
+
+    def __init__(self) -> None:
+        self.calls: deque[Work] = deque()
+        self.rows = 0
+
+    def append(self, work: Work) -> None:
+        self.calls.append(work)
+        self.rows += work.rows
+
+    def popleft(self) -> Work:
+        work = self.calls.popleft()
+        self.rows -= work.rows
+        return work
+
+
 class Batcher:
     """Queues calls by what may share a run, and runs them.
 
@@ -92,7 +111,7 @@ class Batcher:
         self._threads = threads
         self._metrics = metrics
         # The queue whose head has waited longest comes first.
-        self._queues: OrderedDict[_Key, deque[Work]] = OrderedDict()
+        self._queues: OrderedDict[_Key, _Queue] = OrderedDict()
         self._free_threads = options.num_batch_threads
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -106,16 +125,15 @@ class Batcher:
         """
         options = self._options
         if work.rows > options.max_batch_size:
-            raise ServingError(
-                grpc.StatusCode.INVALID_ARGUMENT,
+            raise invalid_argument(
                 f"Task size {work.rows} is larger than maximum input batch size "
-                f"{options.max_batch_size}",
+                f"{options.max_batch_size}"
             )
         key = _key(work)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = deque()
-        elif sum(w.rows for w in queue) + work.rows > self._capacity:
+            queue = self._queues[key] = _Queue()
+        elif queue.rows + work.rows > self._capacity:
             raise ServingError(
                 grpc.StatusCode.UNAVAILABLE,
                 "The batch scheduling queue to which this task was submitted is full; currently "
@@ -137,18 +155,18 @@ class Batcher:
                 self._start_later(wait)
                 return
             batch = self._take(queue)
-            if queue:
+            if queue.calls:
                 self._queues.move_to_end(key)
             else:
                 del self._queues[key]
             if batch:
                 self._start(batch)
 
-    def _time_to_wait(self, queue: deque[Work]) -> float:
+    def _time_to_wait(self, queue: _Queue) -> float:
         timeout = self._options.batch_timeout_micros / 1e6
-        if not timeout or sum(work.rows for work in queue) >= self._options.max_batch_size:
+        if not timeout or queue.rows >= self._options.max_batch_size:
             return 0.0
-        return queue[0].queued_at + timeout - time.monotonic()
+        return queue.calls[0].queued_at + timeout - time.monotonic()
 
     def _start_later(self, seconds: float) -> None:
         if self._timer is None:
@@ -159,11 +177,11 @@ class Batcher:
 
             self._timer = asyncio.get_running_loop().call_later(seconds, start)
 
-    def _take(self, queue: deque[Work]) -> list[Work]:
+    def _take(self, queue: _Queue) -> list[Work]:
         """Removes the next batch from a queue, without those nobody waits for any more."""
         batch: list[Work] = []
         rows = 0
-        while queue and rows + queue[0].rows <= self._options.max_batch_size:
+        while queue.calls and rows + queue.calls[0].rows <= self._options.max_batch_size:
             work = queue.popleft()
             if not work.answer.done():
                 batch.append(work)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf import (
     descriptor_pb2,
     descriptor_pool,
@@ -24,7 +23,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from serving.config import All, Latest, ModelConfig, Specific, VersionPolicy
-from serving.errors import ServingError
+from serving.errors import invalid_argument
 from serving.options import BatchingOptions, TlsOptions
 
 _LOG = logging.getLogger(__name__)
@@ -147,17 +146,19 @@ def models_of(
       ServingError: INVALID_ARGUMENT, in TensorFlow Serving's words.
     """
     if config.WhichOneof("config") == "custom_model_config":
-        raise _invalid("ModelServer does not yet support custom model config.")
+        raise invalid_argument("ModelServer does not yet support custom model config.")
     models: dict[str, ModelConfig] = {}
     for model in config.model_config_list.config:
         if model.name in models:
-            raise _invalid(f"Illegal to list model {model.name} multiple times in config list")
+            raise invalid_argument(
+                f"Illegal to list model {model.name} multiple times in config list"
+            )
         models[model.name] = ModelConfig(
             model.base_path, _policy_of(model.model_version_policy), dict(model.version_labels)
         )
     for model in config.model_config_list.config:
         if not (model.base_path.startswith("/") or "://" in model.base_path):
-            raise _invalid(
+            raise invalid_argument(
                 f"Expected model {model.name} to have an absolute path or URI; "
                 f"got base_path()={model.base_path}"
             )
@@ -172,24 +173,24 @@ def _check_platform(model: model_server_config_pb2.ModelConfig, is_served: bool)
     platform = model.model_platform
     if model.model_type != model_server_config_pb2.MODEL_TYPE_UNSPECIFIED:
         if platform:
-            raise _invalid(
+            raise invalid_argument(
                 "Illegal setting both ModelServerConfig::model_type (deprecated) and "
                 "ModelServerConfig::model_platform"
             )
         is_tensorflow = model.model_type == model_server_config_pb2.TENSORFLOW
         platform = _PLATFORM if is_tensorflow else _OTHER_PLATFORM
     if not platform:
-        raise _invalid(
+        raise invalid_argument(
             "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
             f"ModelServerConfig::model_platform, model name is {model.name}"
         )
     if platform != _PLATFORM and is_served:
-        raise _invalid(
+        raise invalid_argument(
             f"Illegal to change a model's platform. For model {model.name} platform was "
             f"{_PLATFORM} and new platform requested is {platform}"
         )
     if platform != _PLATFORM:
-        raise _invalid(f"Model {model.name} requests unsupported platform {platform}")
+        raise invalid_argument(f"Model {model.name} requests unsupported platform {platform}")
 
 
 def _policy_of(policy: Any) -> VersionPolicy:
@@ -218,10 +219,6 @@ def pinned_versions(path: Path, model: str) -> set[int]:
         if entry.name == model
         for version in entry.model_version_policy.specific.versions
     }
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def to_text(models: Mapping[str, ModelConfig]) -> str:

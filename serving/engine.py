@@ -46,6 +46,7 @@ class Engine:
         feeds: dict[str, Array],
         outputs: Sequence[str],
         deadline: float | None,
+        api: str,
     ) -> list[Array]:
         """Runs a signature of a servable that the caller holds.
 
@@ -54,6 +55,7 @@ class Engine:
           feeds: input alias -> value, for every input.
           outputs: output aliases.
           deadline: time.monotonic() after which the call fails; None = never.
+          api: what the call is counted as, see `Metrics.runtime`.
 
         Returns:
           the values of `outputs`; strings are object arrays of bytes.
@@ -79,7 +81,7 @@ class Engine:
         finally:
             if timer is not None:
                 timer.cancel()
-        self.metrics.runtime(servable.name, time.monotonic() - started)
+        self.metrics.runtime(servable.name, api, time.monotonic() - started)
         return results
 
     def _run_alone(self, work: Work) -> None:
@@ -107,10 +109,10 @@ class Engine:
         with self.versions.lease(name, version, label) as servable:
             signature = predict.find_signature(servable, request.model_spec.signature_name)
             if self.options.check_method_names:
-                predict.check_method(signature)
+                predict.check_method(signature, "predict", predict.PREDICT_METHOD)
             feeds = predict.decode_inputs(signature, request.inputs)
             outputs = predict.select_outputs(signature, request.output_filter)
-            results = await self.run(servable, signature, feeds, outputs, deadline)
+            results = await self.run(servable, signature, feeds, outputs, deadline, predict.API)
             return predict.respond(servable, signature, outputs, results)
 
     def close(self) -> None:

@@ -21,6 +21,16 @@ class ServingError(Exception):
         self.message = message
 
 
+def invalid_argument(message: str) -> ServingError:
+    """The request or the configuration is wrong, whatever the state of the server."""
+    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def stopping() -> ServingError:
+    """What a call gets that the end of the server cuts short."""
+    return ServingError(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
+
+
 class StatusError(Protocol):
     """What TensorFlow's OpError offers: a canonical status number and a text."""
 

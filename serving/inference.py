@@ -24,9 +24,9 @@ from tensorflow_serving.apis import (
 )
 
 from serving.engine import Engine
-from serving.errors import ServingError
-from serving.model_spec import model_key
-from serving.predict import DEFAULT_SIGNATURE
+from serving.errors import ServingError, invalid_argument
+from serving.model_spec import answer_spec, model_key
+from serving.predict import DEFAULT_SIGNATURE, check_method
 from serving.servable import Servable, Signature
 from serving.tensors import Array
 
@@ -73,14 +73,14 @@ async def classify(
     Raises:
       ServingError: status and text of TensorFlow Serving 2.16.
     """
-    return await _run(engine, model_key(request), plan_classify, request, deadline)
+    return await _run(engine, "Classify", model_key(request), plan_classify, request, deadline)
 
 
 async def regress(
     engine: Engine, request: regression_pb2.RegressionRequest, deadline: float | None
 ) -> regression_pb2.RegressionResponse:
     """One number for each example. Arguments and errors as of `classify`."""
-    return await _run(engine, model_key(request), plan_regress, request, deadline)
+    return await _run(engine, "Regress", model_key(request), plan_regress, request, deadline)
 
 
 async def multi_inference(
@@ -93,11 +93,14 @@ async def multi_inference(
     target = inference_pb2.InferenceTask(model_spec=model_pb2.ModelSpec())
     if request.tasks:
         target.model_spec.CopyFrom(request.tasks[0].model_spec)
-    return await _run(engine, model_key(target), plan_multi_inference, request, deadline)
+    return await _run(
+        engine, "MultiInference", model_key(target), plan_multi_inference, request, deadline
+    )
 
 
 async def _run(
     engine: Engine,
+    api: str,
     target: tuple[str, int | None, str | None],
     plan_request: Callable[[Servable, Any, bool], Plan],
     request: Any,
@@ -105,7 +108,9 @@ async def _run(
 ) -> Any:
     with engine.versions.lease(*target) as servable:
         plan = plan_request(servable, request, engine.options.check_method_names)
-        results = await engine.run(servable, plan.signature, plan.feeds, plan.outputs, deadline)
+        results = await engine.run(
+            servable, plan.signature, plan.feeds, plan.outputs, deadline, api
+        )
         engine.metrics.examples(servable.name, len(next(iter(plan.feeds.values()))))
         return plan.respond(results)
 
@@ -130,11 +135,12 @@ def plan_classify(
     """
     signature = _find(servable, request.model_spec.signature_name)
     outputs = _check_classification(servable, signature, check_method_names)
+    spec = answer_spec(servable.name, servable.version, signature.name)
     examples = serialised_examples(request.input)
 
     def respond(results: Sequence[Array]) -> classification_pb2.ClassificationResponse:
         response = classification_pb2.ClassificationResponse()
-        _fill_spec(response.model_spec, servable, signature)
+        response.model_spec.ParseFromString(spec)
         values = dict(zip(outputs, results, strict=True))
         _fill_classifications(response.result, values, len(examples))
         return response
@@ -150,11 +156,12 @@ def plan_regress(
     """Plans a Regress call; arguments and errors as of `plan_classify`."""
     signature = _find(servable, request.model_spec.signature_name)
     outputs = _check_regression(servable, signature, check_method_names)
+    spec = answer_spec(servable.name, servable.version, signature.name)
     examples = serialised_examples(request.input)
 
     def respond(results: Sequence[Array]) -> regression_pb2.RegressionResponse:
         response = regression_pb2.RegressionResponse()
-        _fill_spec(response.model_spec, servable, signature)
+        response.model_spec.ParseFromString(spec)
         _fill_regressions(response.result, results[0], len(examples))
         return response
 
@@ -189,7 +196,8 @@ def plan_multi_inference(
         response = inference_pb2.MultiInferenceResponse()
         for task, (signature, outputs) in zip(request.tasks, tasks, strict=True):
             result = response.results.add()
-            _fill_spec(result.model_spec, servable, signature)
+            spec = answer_spec(servable.name, servable.version, signature.name)
+            result.model_spec.ParseFromString(spec)
             values = {alias: by_tensor[signature.outputs[alias].name] for alias in outputs}
             if task.method_name == CLASSIFY_METHOD:
                 _fill_classifications(result.classification_result, values, len(examples))
@@ -214,7 +222,7 @@ def serialised_examples(inputs: input_pb2.Input) -> Array:
     kind = inputs.WhichOneof("kind")
     examples = getattr(inputs, kind).examples if kind else ()
     if not examples:
-        raise _invalid("Input is empty.")
+        raise invalid_argument("Input is empty.")
     # Serialised messages merge when they are joined.
     context = (
         inputs.example_list_with_context.context.SerializeToString()
@@ -232,7 +240,7 @@ def serialised_examples(inputs: input_pb2.Input) -> Array:
 def _find(servable: Servable, key: str) -> Signature:
     signature = servable.signatures.get(key or DEFAULT_SIGNATURE)
     if signature is None:
-        raise _invalid(f"No signature was found with the name: {key or DEFAULT_SIGNATURE}")
+        raise invalid_argument(f"No signature was found with the name: {key or DEFAULT_SIGNATURE}")
     return signature
 
 
@@ -241,17 +249,17 @@ def _check_classification(
 ) -> list[str]:
     """The outputs to fetch."""
     if check_method_name:
-        _check_method(signature, "classification", CLASSIFY_METHOD)
-    if len(signature.inputs) != 1:
-        raise _invalid("Expected one input Tensor.")
-    if len(signature.outputs) not in (1, 2):
-        raise _invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
-    definition = servable.signature_defs[signature.name]
-    if _INPUTS not in signature.inputs:
-        raise _invalid(f"No classification inputs found in SignatureDef: {definition}")
+        check_method(signature, "classification", CLASSIFY_METHOD)
+    definition = _check_tensors(
+        servable,
+        signature,
+        "classification",
+        (1, 2),
+        f"Expected one or two output Tensors, found {len(signature.outputs)}",
+    )
     outputs = [alias for alias in (_CLASSES, _SCORES) if alias in signature.outputs]
     if not outputs:
-        raise _invalid(
+        raise invalid_argument(
             "Expected classification signature outputs to contain at least one of "
             f'"{_CLASSES}" or "{_SCORES}". Signature was: {definition}'
         )
@@ -263,24 +271,41 @@ def _check_regression(
 ) -> list[str]:
     """The outputs to fetch."""
     if check_method_name:
-        _check_method(signature, "regression", REGRESS_METHOD)
-    if len(signature.inputs) != 1:
-        raise _invalid("Expected one input Tensor.")
-    if len(signature.outputs) != 1:
-        raise _invalid("Expected one output Tensor.")
-    definition = servable.signature_defs[signature.name]
-    if _INPUTS not in signature.inputs:
-        raise _invalid(f"No regression inputs found in SignatureDef: {definition}")
+        check_method(signature, "regression", REGRESS_METHOD)
+    definition = _check_tensors(
+        servable, signature, "regression", (1,), "Expected one output Tensor."
+    )
     if _OUTPUTS not in signature.outputs:
-        raise _invalid(f"No regression outputs found in SignatureDef: {definition}")
+        raise invalid_argument(f"No regression outputs found in SignatureDef: {definition}")
     return [_OUTPUTS]
 
 
-def _check_method(signature: Signature, call: str, expected: str) -> None:
-    if signature.method_name != expected:
-        raise _invalid(
-            f"Expected {call} signature method_name to be {expected}. Was: {signature.method_name}"
-        )
+def _check_tensors(
+    servable: Servable,
+    signature: Signature,
+    call: str,
+    output_counts: tuple[int, ...],
+    wrong_count: str,
+) -> Any:
+    """Checks that there is one input, of the right name, and as many outputs as may be.
+
+    Args:
+      servable, signature: what is checked.
+      call: "classification" or "regression".
+      output_counts: numbers of outputs that are fine.
+      wrong_count: text of the error for other numbers.
+
+    Returns:
+      the SignatureDef, for the texts of further errors.
+    """
+    if len(signature.inputs) != 1:
+        raise invalid_argument("Expected one input Tensor.")
+    if len(signature.outputs) not in output_counts:
+        raise invalid_argument(wrong_count)
+    definition = servable.signature_defs[signature.name]
+    if _INPUTS not in signature.inputs:
+        raise invalid_argument(f"No {call} inputs found in SignatureDef: {definition}")
+    return definition
 
 
 def _check_tasks(
@@ -291,17 +316,17 @@ def _check_tasks(
     for task in request.tasks:
         spec = task.model_spec
         if not spec.name:
-            raise _invalid("Found ModelSpec with an empty model name.")
+            raise invalid_argument("Found ModelSpec with an empty model name.")
         if spec.name != request.tasks[0].model_spec.name:
-            raise _invalid(
+            raise invalid_argument(
                 "All ModelSpecs in a MultiInferenceRequest must access the same model name."
             )
         key = spec.signature_name or DEFAULT_SIGNATURE
         if key in tasks:
-            raise _invalid(f"Duplicate evaluation of signature: {key}")
+            raise invalid_argument(f"Duplicate evaluation of signature: {key}")
         signature = servable.signatures.get(key)
         if signature is None:
-            raise _invalid(f"Requested signature not found in model graph: {key}")
+            raise invalid_argument(f"Requested signature not found in model graph: {key}")
         if task.method_name == CLASSIFY_METHOD:
             outputs = _check_classification(servable, signature, check_method_names)
         elif task.method_name == REGRESS_METHOD:
@@ -318,12 +343,6 @@ def _check_tasks(
 # --- answers --------------------------------------------------------------------------------
 
 
-def _fill_spec(spec: model_pb2.ModelSpec, servable: Servable, signature: Signature) -> None:
-    spec.name = servable.name
-    spec.signature_name = signature.name
-    spec.version.value = servable.version
-
-
 def _fill_classifications(
     result: classification_pb2.ClassificationResult, values: Mapping[str, Array], n_examples: int
 ) -> None:
@@ -332,7 +351,7 @@ def _fill_classifications(
             _check_scored(alias, values[alias], dtype, n_examples)
     classes, scores = values.get(_CLASSES), values.get(_SCORES)
     if classes is not None and scores is not None and classes.shape != scores.shape:
-        raise _invalid(
+        raise invalid_argument(
             "Tensors class and score should match in dim_size(1). "
             f"Got {classes.shape[1]} vs. {scores.shape[1]}"
         )
@@ -346,30 +365,34 @@ def _fill_classifications(
 
 def _check_scored(alias: str, value: Array, dtype: int, n_examples: int) -> None:
     if value.ndim != 2:
-        raise _invalid(f"Expected Tensor shape: [batch_size num_classes] but got {_shape(value)}")
+        raise invalid_argument(
+            f"Expected Tensor shape: [batch_size num_classes] but got {_shape(value)}"
+        )
     if _dtype(value) != dtype:
-        raise _invalid(
+        raise invalid_argument(
             f"Expected {alias} Tensor of {types_pb2.DataType.Name(dtype)}. "
             f"Got: {types_pb2.DataType.Name(_dtype(value))}"
         )
     if len(value) != n_examples:
-        raise _invalid(f"Expected {alias} output batch size of {n_examples}. Got: {len(value)}")
+        raise invalid_argument(
+            f"Expected {alias} output batch size of {n_examples}. Got: {len(value)}"
+        )
 
 
 def _fill_regressions(
     result: regression_pb2.RegressionResult, value: Array, n_examples: int
 ) -> None:
     if not (value.ndim == 1 or (value.ndim == 2 and value.shape[1] == 1)):
-        raise _invalid(
+        raise invalid_argument(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
             f"{_shape(value)}"
         )
     if len(value) != n_examples:
-        raise _invalid(
+        raise invalid_argument(
             f"Input batch size did not match output batch size: {n_examples} vs. {len(value)}"
         )
     if _dtype(value) != types_pb2.DT_FLOAT:
-        raise _invalid(
+        raise invalid_argument(
             f"Expected output Tensor of DT_FLOAT.  Got: {types_pb2.DataType.Name(_dtype(value))}"
         )
     for number in value.ravel():
@@ -382,7 +405,3 @@ def _dtype(value: Array) -> int:
 
 def _shape(value: Array) -> str:
     return f"[{','.join(map(str, value.shape))}]"
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)

@@ -82,8 +82,14 @@ class Metrics:
         self._examples(model).observe(count)
         self._examples_total(model).inc(count)
 
-    def runtime(self, model: str, seconds: float, api: str = "Predict") -> None:
-        """Counts a run of the graph as one call sees it, time in the queue included."""
+    def runtime(self, model: str, api: str, seconds: float) -> None:
+        """Counts a run of the graph as one call sees it, time in the queue included.
+
+        Args:
+          model: what was run.
+          api: "Predict", "Classify", "Regress" or "MultiInference", for REST as for gRPC.
+          seconds: from the call until its values were there.
+        """
         self._runtime(model, api, _RUNTIME).observe(seconds * _MICROSECONDS)
 
     def queued(self, model: str, seconds: float) -> None:

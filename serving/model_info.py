@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import grpc
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-from serving.errors import ServingError
-from serving.model_spec import model_key, require_spec
+from serving.errors import invalid_argument
+from serving.model_spec import answer_spec, model_key, require_spec
 from serving.versions import VersionManager
 
 _SIGNATURE_DEF = "signature_def"
@@ -22,18 +21,17 @@ def metadata(
     """
     require_spec(request)
     if not request.metadata_field:
-        raise _invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        raise invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")
     for field in request.metadata_field:
         if field != _SIGNATURE_DEF:
-            raise _invalid(f"Metadata field {field} is not supported")
+            raise invalid_argument(f"Metadata field {field} is not supported")
     name, version, label = model_key(request)
     with versions.lease(name, version, label) as servable:
         signatures = get_model_metadata_pb2.SignatureDefMap()
         for key, definition in servable.signature_defs.items():
             signatures.signature_def[key].CopyFrom(definition)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = servable.name
-        response.model_spec.version.value = servable.version
+        response.model_spec.ParseFromString(answer_spec(servable.name, servable.version))
         response.metadata[_SIGNATURE_DEF].Pack(signatures)
         return response
 
@@ -56,7 +54,3 @@ def status(
         entry.status.error_code = known.error_code
         entry.status.error_message = known.error_message
     return response
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)

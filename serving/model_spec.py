@@ -1,12 +1,13 @@
-"""Which model a request asks for."""
+"""Which model a request asks for, and which one has answered."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-import grpc
+from tensorflow_serving.apis import model_pb2
 
-from serving.errors import ServingError
+from serving.errors import invalid_argument
 
 
 def model_key(request: Any) -> tuple[str, int | None, str | None]:
@@ -18,11 +19,24 @@ def model_key(request: Any) -> tuple[str, int | None, str | None]:
     require_spec(request)
     spec = request.model_spec
     if not spec.name:
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+        raise invalid_argument("ModelSpec has no name specified.")
     choice = spec.WhichOneof("version_choice")
     version = spec.version.value if choice == "version" else None
     label = spec.version_label if choice == "version_label" else None
     return spec.name, version, label
+
+
+@functools.lru_cache(maxsize=256)
+def answer_spec(model: str, version: int, signature: str = "") -> bytes:
+    """The serialised ModelSpec of an answer; every Predict call needs one.
+
+    Args:
+      model, version: what has answered.
+      signature: what of it was run, if anything was.
+    """
+    spec = model_pb2.ModelSpec(name=model, signature_name=signature)
+    spec.version.value = version
+    return spec.SerializeToString()
 
 
 def require_spec(request: Any) -> None:
@@ -30,4 +44,4 @@ def require_spec(request: Any) -> None:
     ServingError: INVALID_ARGUMENT, the request has no ModelSpec.
     """
     if not request.HasField("model_spec"):
-        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
+        raise invalid_argument("Missing ModelSpec")

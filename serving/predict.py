@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
-from tensorflow_serving.apis import model_pb2
 
 from serving import tensors, wire
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid_argument
+from serving.model_spec import answer_spec
 from serving.servable import Servable, Signature
 
 DEFAULT_SIGNATURE = "serving_default"
 PREDICT_METHOD = "tensorflow/serving/predict"
+API = "Predict"  # in the metrics
 
 
 def find_signature(servable: Servable, key: str) -> Signature:
@@ -32,16 +33,15 @@ def find_signature(servable: Servable, key: str) -> Signature:
     return signature
 
 
-def check_method(signature: Signature) -> None:
-    """Refuses signatures that were not exported for Predict (--enable_signature_method_name_check).
+def check_method(signature: Signature, call: str, expected: str) -> None:
+    """Refuses signatures exported for another call (--enable_signature_method_name_check).
 
     Raises:
       ServingError: INVALID_ARGUMENT.
     """
-    if signature.method_name != PREDICT_METHOD:
-        raise _invalid(
-            f"Expected predict signature method_name to be {PREDICT_METHOD}. "
-            f"Was: {signature.method_name}"
+    if signature.method_name != expected:
+        raise invalid_argument(
+            f"Expected {call} signature method_name to be {expected}. Was: {signature.method_name}"
         )
 
 
@@ -64,7 +64,7 @@ def decode_inputs(signature: Signature, inputs: Mapping[str, Any]) -> dict[str, 
         try:
             feeds[alias] = tensors.to_array(proto)
         except tensors.TensorParseError as error:
-            raise _invalid(f"tensor parsing error: {alias}") from error
+            raise invalid_argument(f"tensor parsing error: {alias}") from error
     return feeds
 
 
@@ -78,21 +78,21 @@ def check_names(signature: Signature, sent: Iterable[str]) -> None:
     names = set(sent)
     if len(names) > len(known) or (len(names) < len(known) and not signature.defaults):
         missing = known - names - signature.defaults.keys()
-        raise _invalid(
+        raise invalid_argument(
             f"input size does not match signature: {len(names)}!={len(known)} "
             f"len({{{_list(names)}}}) != len({{{_list(known)}}}). "
             f"Sent extra: {{{_list(names - known)}}}. Missing but required: {{{_list(missing)}}}."
         )
     for alias, info in signature.inputs.items():
         if alias not in names and alias not in signature.defaults:
-            raise _invalid(
+            raise invalid_argument(
                 f"Signature input alias: {alias}(feed name: {info.name}) "
                 "not found in request and no default value provided. Inputs expected to be in the "
                 f"request {{{_list(names)}}}, or default input alias set: "
                 f"{_list(signature.defaults)}"
             )
     if not names <= known:
-        raise _invalid(
+        raise invalid_argument(
             f"Inputs contains invalid name. Used request inputs: {_list(names & known)}, "
             f"request input: {_list(names)}"
         )
@@ -110,12 +110,12 @@ def select_outputs(signature: Signature, output_filter: Sequence[str]) -> list[s
     aliases: list[str] = []
     for alias in output_filter:
         if alias not in known:
-            raise _invalid(
+            raise invalid_argument(
                 f"output tensor alias not found in signature: {alias} Outputs expected to be in "
                 f"the set {{{_list(known)}}}."
             )
         if alias in aliases:
-            raise _invalid(f"duplicate output tensor alias: {alias}")
+            raise invalid_argument(f"duplicate output tensor alias: {alias}")
         aliases.append(alias)
     return aliases
 
@@ -128,16 +128,11 @@ def respond(
     Raises:
       ServingError: UNIMPLEMENTED, a dtype has no encoding.
     """
-    spec = model_pb2.ModelSpec(name=servable.name, signature_name=signature.name)
-    spec.version.value = servable.version
+    spec = answer_spec(servable.name, servable.version, signature.name)
     try:
-        return wire.predict_response(spec.SerializeToString(), zip(outputs, results, strict=True))
+        return wire.predict_response(spec, zip(outputs, results, strict=True))
     except TypeError as error:
         raise ServingError(grpc.StatusCode.UNIMPLEMENTED, str(error)) from error
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ accepts. The wrapper is private to TensorFlow, whose version is pinned by this p
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import math
@@ -20,15 +21,20 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.framework import ops
 from tensorflow.python.saved_model import loader_impl
 
 from serving import tensors
-from serving.errors import ServingError, status_of
+from serving.errors import ServingError, invalid_argument, status_of
 from serving.manifest import verify_manifest
 
 _LOG = logging.getLogger(__name__)
 
 _SCANN_OP_PREFIX = "Scann>"
+# glibc keeps what was freed for itself, in one arena for each thread, and every version is loaded
+# and unloaded by other threads. OpenVINO Model Server does the same when it unloads a model:
+# https://github.com/openvinotoolkit/model_server/pull/1808. None with another C library.
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 class Signature:
@@ -144,6 +150,7 @@ class Servable:
             ),
         )
         with contextlib.ExitStack() as undo:
+            undo.callback(ops.dismantle_graph, self._graph)
             undo.callback(self._session.close)
             with self._graph.as_default():
                 meta_graph = loader_impl.SavedModelLoader(path).load(self._session, list(tags))
@@ -228,13 +235,13 @@ class Servable:
             # TensorFlow's Python layer fails on an error text that quotes bytes of the request
             # which are not UTF-8; the status is lost with it, but such bytes are the client's.
             text = error.object.decode("utf-8", errors="replace")
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, text) from error
+            raise invalid_argument(text) from error
         finally:
             if options is not None:
                 pywrap_tf_session.TF_DeleteBuffer(options)
 
     def close(self, timeout_seconds: float | None = None) -> bool:
-        """Waits for the calls in flight, then frees the session.
+        """Waits for the calls in flight, then gives the memory back to the operating system.
 
         Returns:
           False if calls were still running after `timeout_seconds`; nothing is freed then.
@@ -243,10 +250,14 @@ class Servable:
             if not self._idle.wait_for(lambda: self._running == 0, timeout_seconds):
                 return False
         self._session.close()
-        # The C++ session and graph die with their last Python reference.
+        # The C++ session and graph die with their last Python reference. A graph's operations
+        # refer to it and would keep it until some full garbage collection.
+        ops.dismantle_graph(self._graph)
         self._handle = None
         del self._session, self._graph
         self.signatures = {}
+        if _MALLOC_TRIM is not None:
+            _MALLOC_TRIM(0)
         return True
 
 

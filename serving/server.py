@@ -19,7 +19,7 @@ from serving.engine import Engine
 from serving.errors import StartupError
 from serving.metrics import Metrics
 from serving.options import ServerOptions, TlsOptions
-from serving.reload import Reloader
+from serving.reload import Reload, ReloadCalls, Reloader
 from serving.rest.app import make_app
 from serving.servable import Servable, Threads
 from serving.versions import VersionManager
@@ -44,7 +44,7 @@ class ModelServer:
         options: ServerOptions,
         *,
         shares_ports: bool = False,
-        reload: service.Reload | None = None,
+        reload: Reload | None = None,
     ) -> None:
         self.options = options
         self._shares_ports = shares_ports
@@ -57,7 +57,7 @@ class ModelServer:
             load=self._load,
         )
         self.reloader = Reloader(self._versions, options)
-        self._reload = reload or self.reloader.reload
+        self._reload_calls = ReloadCalls(reload or self.reloader.reload)
         self._engine = Engine(self._versions, self._metrics, options)
         # grpc.aio and aiohttp live in one event loop, in a thread of its own: the main thread is
         # the one that gets the signals.
@@ -125,6 +125,7 @@ class ModelServer:
             self._in_loop(self._close()).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+        self._reload_calls.close()
         self._engine.close()
         self._versions.stop(self.options.stop_grace_seconds)
 
@@ -166,7 +167,7 @@ class ModelServer:
             ],
             maximum_concurrent_rpcs=options.max_concurrent_calls,
         )
-        service.register(server, self._engine, self._reload)
+        service.register(server, self._engine, self._reload_calls.reload)
         if options.health_service:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
             for name in ("", *service.SERVICES):

@@ -33,8 +33,8 @@ _ENTRYPOINT = "GRPC"
 _NO_DEADLINE_SECONDS = 10 * 365 * 24 * 3600.0
 
 _Response = TypeVar("_Response")
-# Replaces what is served; blocks until new models are available, raises ServingError.
-Reload = Callable[[model_server_config_pb2.ModelServerConfig], None]
+# Replaces what is served; returns when new models are available, raises ServingError.
+_Reload = Callable[[model_server_config_pb2.ModelServerConfig], Awaitable[None]]
 
 
 def _deadline(context: grpc.aio.ServicerContext) -> float | None:
@@ -114,7 +114,7 @@ class PredictionService:
 class ModelService:
     """Status of the versions, and the configuration of what is served."""
 
-    def __init__(self, engine: Engine, reload: Reload) -> None:
+    def __init__(self, engine: Engine, reload: _Reload) -> None:
         self._engine = engine
         self._reload = reload
 
@@ -134,14 +134,20 @@ class ModelService:
         context: grpc.aio.ServicerContext,
     ) -> model_management_pb2.ReloadConfigResponse:
         try:
-            await asyncio.to_thread(self._reload, request.config)
+            await self._reload(request.config)
         except ServingError as error:
             await context.abort(error.code, details(error.message))
         return model_management_pb2.ReloadConfigResponse()
 
 
-def register(server: grpc.aio.Server, engine: Engine, reload: Reload) -> None:
-    """Adds both services to a server that has not started."""
+def register(server: grpc.aio.Server, engine: Engine, reload: _Reload) -> None:
+    """Adds both services to a server that has not started.
+
+    Args:
+      server: gets the services.
+      engine: answers for the models.
+      reload: carries out HandleReloadConfigRequest.
+    """
     prediction, models = PredictionService(engine), ModelService(engine, reload)
     _add(
         server,

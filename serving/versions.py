@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import grpc
 import tensorflow as tf
 
 from serving.config import GRAPH_FILES, ModelConfig, Specific
-from serving.errors import ServingError, StartupError
+from serving.errors import ServingError, StartupError, invalid_argument, stopping
 from serving.servable import Servable
 
 _LOG = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class VersionManager:
         self._load_retry_seconds = load_retry_seconds
         self._load_servable = load
         self._changed = threading.Condition()
-        self._configuration = 0  # number of the last one, so that only one call waits
+        self._configuration = 0  # number of the last one, which alone is waited for
         self._stopping = threading.Event()
         self._wake = threading.Event()  # there may be something to do for the watching thread
         # time.monotonic() of the next look at the base paths
@@ -165,8 +166,7 @@ class VersionManager:
         models: Mapping[str, ModelConfig],
         *,
         allow_labels_for_unavailable: bool = False,
-        wait: bool = True,
-    ) -> None:
+    ) -> Callable[[], None]:
         """Serves these models from now on and no others, as HandleReloadConfigRequest does.
 
         Models that are not named are unloaded, labels are replaced at once, and a new base path is
@@ -176,13 +176,15 @@ class VersionManager:
           models: model name -> what to serve.
           allow_labels_for_unavailable: a label that is new, or stays, may name a version that is
             not available.
-          wait: block until every model that has never had an available version, since it was asked
-            for, has one. There is no time limit, as in TensorFlow Serving.
+
+        Returns:
+          what blocks until every model that has never had an available version, since it was asked
+          for, has one. There is no time limit, as in TensorFlow Serving. It raises ServingError:
+          UNKNOWN, a new model cannot be loaded; ABORTED, another configuration came while waiting;
+          UNAVAILABLE, the manager was stopped while waiting.
 
         Raises:
-          ServingError: FAILED_PRECONDITION for a label; UNKNOWN, a new model cannot be loaded;
-            ABORTED, another configuration came while waiting; UNAVAILABLE, the manager was stopped
-            while waiting.
+          ServingError: FAILED_PRECONDITION for a label.
         """
         with self._changed:
             for name, config in models.items():
@@ -193,12 +195,10 @@ class VersionManager:
             if changed and self._poll_seconds >= 0:
                 self._look_at = 0.0
                 self._wake.set()
-            if changed or wait:
-                self._configuration += 1
+            self._configuration += 1
             self._changed.notify_all()
-            if wait:
-                new = [model for name in models if not (model := self._models[name]).was_available]
-                self._wait_for(new, self._configuration)
+            new = [model for name in models if not (model := self._models[name]).was_available]
+            return partial(self._wait_for, new, self._configuration)
 
     def _check_labels(self, name: str, config: ModelConfig, allow_unavailable: bool) -> None:
         model = self._models.get(name)
@@ -223,18 +223,19 @@ class VersionManager:
             self._unload_all(model)
 
     def _wait_for(self, models: Sequence[_Model], number: int) -> None:
-        while not all(self._is_ready(model) for model in models):
-            if self._stopping.is_set():
-                raise ServingError(grpc.StatusCode.UNAVAILABLE, "The server is stopping")
-            if self._configuration != number:
-                missing = ", ".join(model.name for model in models if not self._is_ready(model))
-                raise ServingError(
-                    grpc.StatusCode.ABORTED,
-                    f"A later configuration came before these models were available: {missing}",
-                )
-            if failures := self._failures(models):
-                raise ServingError(grpc.StatusCode.UNKNOWN, failures)
-            self._changed.wait()
+        with self._changed:
+            while not all(self._is_ready(model) for model in models):
+                if self._stopping.is_set():
+                    raise stopping()
+                if self._configuration != number:
+                    missing = ", ".join(m.name for m in models if not self._is_ready(m))
+                    raise ServingError(
+                        grpc.StatusCode.ABORTED,
+                        f"A later configuration came before these models were available: {missing}",
+                    )
+                if failures := self._failures(models):
+                    raise ServingError(grpc.StatusCode.UNKNOWN, failures)
+                self._changed.wait()
 
     @contextmanager
     def lease(
@@ -283,10 +284,7 @@ class VersionManager:
             if label is not None:
                 version = model.config.labels.get(label) if model and model.config else None
                 if version is None:
-                    raise ServingError(
-                        grpc.StatusCode.INVALID_ARGUMENT,
-                        f"Unrecognized servable version label: {label}",
-                    )
+                    raise invalid_argument(f"Unrecognized servable version label: {label}")
             servable = None
             if model is not None:
                 wanted = model.latest if version is None else version

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from schemas import names
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid_argument
 from serving.inference import Plan, plan_classify, plan_multi_inference, plan_regress
 from serving.metrics import Metrics
 from serving.predict import decode_inputs, find_signature, respond, select_outputs
@@ -63,13 +63,13 @@ def warm_up(servable: Servable, iterations: int = 1) -> int:
 def _read(path: str) -> Iterator[prediction_log_pb2.PredictionLog]:
     for count, record in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator(), start=1):
         if count > MAX_RECORDS:
-            raise _invalid(
+            raise invalid_argument(
                 f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}"
             )
         try:
             yield prediction_log_pb2.PredictionLog.FromString(record)
         except DecodeError as error:
-            raise _invalid(f"Failed to parse warmup record: {count} from {path}") from error
+            raise invalid_argument(f"Failed to parse warmup record: {count} from {path}") from error
 
 
 def _plan_predict(servable: Servable, request: predict_pb2.PredictRequest) -> Plan:
@@ -99,10 +99,6 @@ def _replay(servable: Servable, log: prediction_log_pb2.PredictionLog) -> None:
         )
     plan = _PLANS[kind](servable, getattr(log, kind).request)
     plan.respond(servable.run(plan.signature, plan.feeds, plan.outputs))
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def load_warm(

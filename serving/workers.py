@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
 
-from serving.errors import STATUS_CODES, ServingError, StartupError
+from serving.errors import STATUS_CODES, ServingError, StartupError, stopping
 from serving.options import ServerOptions
 
 _LOG = logging.getLogger(__name__)
@@ -47,22 +49,30 @@ class _Failed(NamedTuple):
 
 class _Reload(NamedTuple):
     """Worker -> supervisor: a client wants this configuration (a serialised ModelServerConfig);
-    supervisor -> every worker: take it."""
+    supervisor -> every worker: take it. The number is the sender's own, later ones are higher."""
 
+    number: int
     config: bytes
 
 
-class _Outcome(NamedTuple):
-    """Worker -> supervisor: how that went. A canonical status number, 0 = fine, and a text."""
+class _Taken(NamedTuple):
+    """Worker -> supervisor: the _Reload of this number holds from now on; models may be loading."""
 
+    number: int
+
+
+class _Outcome(NamedTuple):
+    """How a _Reload ended. Worker -> supervisor: here; supervisor -> worker that asked: everywhere.
+
+    Attributes:
+      number: of the _Reload, its sender's.
+      code: canonical status number, 0 = fine.
+      message: text of the error.
+    """
+
+    number: int
     code: int = 0
     message: str = ""
-
-
-class _Answer(NamedTuple):
-    """Supervisor -> the worker that asked: how it went everywhere."""
-
-    outcome: _Outcome
 
 
 class Ports(NamedTuple):
@@ -72,9 +82,24 @@ class Ports(NamedTuple):
     rest: int | None
 
 
-class _Worker(NamedTuple):
+@dataclass(eq=False)
+class _Worker:
+    """A process; `number` is that of the last _Reload it was given."""
+
     process: SpawnProcess
     connection: Connection
+    number: int
+    is_ready: bool = False
+
+
+@dataclass
+class _Pending:
+    """A _Reload on its way: who asked, under which number, and who has not yet said how it went."""
+
+    origin: _Worker
+    asked_as: int
+    reload: _Reload
+    missing: set[_Worker]
 
 
 class Workers:
@@ -86,8 +111,10 @@ class Workers:
         self._metrics = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="metrics-"))
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        self._config = b""  # the last one that was taken over the network
-        self._requests: list[tuple[_Worker, _Reload]] = []
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._loaded = _Reload(0, b"")  # the last one whose models are available everywhere
+        self._taken = self._loaded  # the last one that holds
         self._wake, self._waker = self._context.Pipe(duplex=False)
 
     def start(self) -> Ports | None:
@@ -112,6 +139,7 @@ class Workers:
                 return None
             if isinstance(message, _Failed):
                 raise StartupError(message.reason)
+            worker.is_ready = True
         return ports
 
     def watch(self) -> None:
@@ -123,8 +151,6 @@ class Workers:
             for index, worker in enumerate(self._workers):
                 if worker.connection in happened:
                     self._handle(index, worker)
-            while self._requests:
-                self._reload_everywhere(*self._requests.pop(0))
 
     def request_stop(self) -> None:
         """Asks `start` and `watch` to return. Returns at once; for any thread."""
@@ -164,11 +190,13 @@ class Workers:
         ours, theirs = self._context.Pipe()
         with _environment(_METRICS_DIRECTORY, self._metrics):
             process = self._context.Process(
-                target=_work, args=(self._options, self._config, theirs), name="serving-worker"
+                target=_work,
+                args=(self._options, self._loaded.config, theirs),
+                name="serving-worker",
             )
             process.start()
         theirs.close()  # so that its end shows here as the end of the stream
-        return _Worker(process, ours)
+        return _Worker(process, ours, self._loaded.number)
 
     def _receive(self, worker: _Worker) -> Any:
         """The worker's next message, _Failed if it dies; None if a stop was requested."""
@@ -181,37 +209,68 @@ class Workers:
             return _Failed(f"a worker ended with exit code {worker.process.exitcode}")
 
     def _handle(self, index: int, worker: _Worker) -> None:
+        """Does what a message asks for. Waits for no worker: the others may need help meanwhile."""
         message = self._receive(worker)
         if isinstance(message, _Failed):
             _LOG.error("%s; starting another", message.reason)
+            for number in list(self._pending):
+                self._settle(worker, _Outcome(number, _UNKNOWN, message.reason))
             time.sleep(_PAUSE_SECONDS)  # a fault that lasts must not become a busy loop
             self._workers[index] = self._start_worker()
+        elif isinstance(message, _Ready):
+            worker.is_ready = True
+            self._catch_up()
         elif isinstance(message, _Reload):
-            self._requests.append((worker, message))
+            self._reload_everywhere(worker, message)
+        elif isinstance(message, _Taken):
+            if message.number in self._pending and message.number > self._taken.number:
+                self._taken = self._pending[message.number].reload
+                self._catch_up()
+        elif isinstance(message, _Outcome):
+            self._settle(worker, message)
 
     def _reload_everywhere(self, origin: _Worker, request: _Reload) -> None:
-        outcomes = [self._reload(worker, request) for worker in self._workers]
-        outcome = next((o for o in outcomes if o.code), _Outcome())
-        if not outcome.code:
-            self._config = request.config
-        with contextlib.suppress(OSError):  # it may have died; its client knows
-            origin.connection.send(_Answer(outcome))
+        origin.is_ready = True  # its port is open, even if it has not said so yet
+        reload = _Reload(next(self._numbers), request.config)
+        # Those that are starting or have just died catch up, they or their replacements.
+        told = {worker for worker in self._workers if worker.is_ready and _give(worker, reload)}
+        if told:
+            self._pending[reload.number] = _Pending(origin, request.number, reload, told)
 
-    def _reload(self, worker: _Worker, request: _Reload) -> _Outcome:
-        try:
-            worker.connection.send(request)
-        except OSError:
-            return _Outcome()  # its replacement starts with the new configuration
-        while True:
-            message = self._receive(worker)
-            if isinstance(message, _Outcome):
-                return message
-            if isinstance(message, _Reload):
-                self._requests.append((worker, message))
-            elif isinstance(message, _Failed):
-                return _Outcome(_UNKNOWN, message.reason)
-            elif message is None:
-                return _Outcome(_UNKNOWN, "the server is stopping")
+    def _settle(self, worker: _Worker, outcome: _Outcome) -> None:
+        """Notes how a worker fared with a _Reload; tells the one that asked when all is known."""
+        pending = self._pending.get(outcome.number)
+        if pending is None or worker not in pending.missing:
+            return
+        pending.missing.discard(worker)
+        if pending.missing and not outcome.code:
+            return
+        del self._pending[outcome.number]
+        if not outcome.code and outcome.number > self._loaded.number:
+            self._loaded = pending.reload
+        # It may have died; its client knows.
+        _give(pending.origin, outcome._replace(number=pending.asked_as))
+
+    def _catch_up(self) -> None:
+        """Gives what holds to workers that began with something older.
+
+        They began with the last configuration that could be loaded: one that waits for a wrong
+        path would have kept them from serving at all.
+        """
+        for worker in self._workers:
+            if worker.is_ready and worker.number < self._taken.number:
+                _give(worker, self._taken)
+
+
+def _give(worker: _Worker, message: _Reload | _Outcome) -> bool:
+    """Sends a message; returns False if the worker has died."""
+    try:
+        worker.connection.send(message)
+    except OSError:
+        return False
+    if isinstance(message, _Reload):
+        worker.number = message.number
+    return True
 
 
 @contextlib.contextmanager
@@ -237,37 +296,55 @@ class _Supervisor:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, Future[_Outcome]] = {}
         self._asking = threading.Lock()
-        self._answers: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
+        self._is_closed = False
 
     def tell(self, message: NamedTuple) -> None:
-        """Sends a message."""
-        with self._sending:
+        """Sends a message. If the supervisor is gone, `listen` knows."""
+        with self._sending, contextlib.suppress(OSError):
             self._connection.send(message)
 
     def reload(self, config: Any) -> None:
         """Has every worker take a ModelServerConfig; blocks until they have.
 
         Raises:
-          ServingError: one of them could not.
+          ServingError: one of them could not, or `close` was called.
         """
+        answer: Future[_Outcome] = Future()
         with self._asking:
-            self.tell(_Reload(config.SerializeToString()))
-            outcome = self._answers.get()
+            if self._is_closed:
+                raise stopping()
+            number = next(self._numbers)
+            self._asked[number] = answer
+        self.tell(_Reload(number, config.SerializeToString()))
+        outcome = answer.result()
         if outcome.code:
             raise ServingError(STATUS_CODES[outcome.code], outcome.message)
 
-    def listen(self, reload: Callable[[bytes], None], stop: Callable[[], None]) -> None:
-        """Follows the supervisor's orders; calls `stop` when it is gone."""
+    def listen(self, take: Callable[[_Reload], None], stop: Callable[[], None]) -> None:
+        """Follows the supervisor's orders, one after the other; calls `stop` when it is gone."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 message = self._connection.recv()
-                if isinstance(message, _Answer):
-                    self._answers.put(message.outcome)
-                elif isinstance(message, _Reload):
-                    # In a thread: answers must get through while a model loads.
-                    threading.Thread(target=reload, args=(message.config,), daemon=True).start()
+                if isinstance(message, _Reload):
+                    take(message)
+                elif isinstance(message, _Outcome):
+                    with self._asking:
+                        answer = self._asked.pop(message.number, None)
+                    if answer is not None:
+                        answer.set_result(message)
         stop()
+
+    def close(self) -> None:
+        """Ends the wait of all `reload`."""
+        with self._asking:
+            self._is_closed = True
+            answers = list(self._asked.values())
+            self._asked.clear()
+        for answer in answers:
+            answer.set_exception(stopping())
 
 
 def _work(options: ServerOptions, config: bytes, connection: Connection) -> None:
@@ -286,17 +363,28 @@ def _work(options: ServerOptions, config: bytes, connection: Connection) -> None
     supervisor = _Supervisor(connection)
     server = ModelServer(options, shares_ports=True, reload=supervisor.reload)
 
-    def reload(wanted: bytes) -> None:
+    def finish(number: int, wait: Callable[[], None]) -> None:
         try:
-            server.reloader.reload(ModelServerConfig.FromString(wanted))
+            wait()
         except ServingError as error:
-            supervisor.tell(_Outcome(error.code.value[0], error.message))
+            supervisor.tell(_Outcome(number, error.code.value[0], error.message))
         else:
-            supervisor.tell(_Outcome())
+            supervisor.tell(_Outcome(number))
+
+    def take(request: _Reload) -> None:
+        number = request.number
+        try:
+            wait = server.reloader.begin(ModelServerConfig.FromString(request.config))
+        except ServingError as error:
+            supervisor.tell(_Outcome(number, error.code.value[0], error.message))
+            return
+        supervisor.tell(_Taken(number))
+        # In a thread: later configurations and answers must get through while a model loads.
+        threading.Thread(target=finish, args=(number, wait), daemon=True).start()
 
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.request_stop).start())
     threading.Thread(
-        target=supervisor.listen, args=(reload, server.request_stop), daemon=True
+        target=supervisor.listen, args=(take, server.request_stop), daemon=True
     ).start()
     try:
         if server.start():
@@ -305,4 +393,5 @@ def _work(options: ServerOptions, config: bytes, connection: Connection) -> None
     except StartupError as error:
         supervisor.tell(_Failed(str(error)))
     finally:
+        supervisor.close()
         server.stop()

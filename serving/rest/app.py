@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -27,9 +28,8 @@ from tensorflow_serving.apis import (
 
 from serving import inference, model_info, predict
 from serving.engine import Engine
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid_argument
 from serving.rest import json_examples, json_tensor, json_text
-from serving.rest.json_text import invalid
 from serving.servable import Servable, Signature
 
 _LOG = logging.getLogger(__name__)
@@ -86,9 +86,16 @@ _HTTP_STATUS: dict[grpc.StatusCode, int] = {
 
 def make_app(engine: Engine) -> web.Application:
     """The application that serves `engine`, to be run in the engine's event loop."""
+    logging.getLogger("aiohttp.server").addFilter(_is_worth_logging)
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.router.add_route("*", r"/{path:[\s\S]*}", _RestApi(engine).handle)
     return app
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """False for what aiohttp answers with 400: anyone can fill the log with requests that are no
+    HTTP, a traceback each."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 @dataclass(frozen=True)
@@ -108,17 +115,17 @@ def _parse_path(method: str, path: str) -> _Target:
     pattern = {"POST": _POST_PATH, "GET": _GET_PATH}.get(method)
     match = pattern.fullmatch(path) if pattern else None
     if match is None:
-        raise invalid(f"Malformed request: {method} {path}")
+        raise invalid_argument(f"Malformed request: {method} {path}")
     model, version, label, call = match.groups()
     if version and (len(version.lstrip("0")) > _INT64_DIGITS or int(version) > _MAX_INT64):
-        raise invalid(f"Failed to convert version: {version} to numeric.")
+        raise invalid_argument(f"Failed to convert version: {version} to numeric.")
     if method == "GET":
         # The pattern ignores case, but the names of the calls themselves do not.
         call = "metadata" if call == "metadata" else "status"
         if not model:
-            raise invalid("Missing model name in request.")
+            raise invalid_argument("Missing model name in request.")
     elif call != call.lower():
-        raise invalid(f"Malformed request: {method} {path}")
+        raise invalid_argument(f"Malformed request: {method} {path}")
     return _Target(
         urllib.parse.unquote(model),
         int(version) if version else None,
@@ -213,11 +220,16 @@ class _RestApi:
             signature = _find_signature(servable, signature_name)
             feeds, form = await _run(large, json_tensor.decode, document, signature.inputs)
             if self._options.check_method_names:
-                predict.check_method(signature)
+                predict.check_method(signature, "predict", predict.PREDICT_METHOD)
             predict.check_names(signature, feeds)
             outputs = predict.select_outputs(signature, ())
             results = await engine.run(
-                servable, signature, {**signature.defaults, **feeds}, outputs, deadline
+                servable,
+                signature,
+                {**signature.defaults, **feeds},
+                outputs,
+                deadline,
+                predict.API,
             )
         large = sum(result.size for result in results) > _LARGE_ANSWER_ELEMENTS
         named = dict(zip(outputs, results, strict=True))
@@ -268,7 +280,7 @@ async def _read(request: web.Request) -> bytes:
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise invalid(f"The request body is larger than {_MAX_BODY_BYTES} bytes") from None
+        raise invalid_argument(f"The request body is larger than {_MAX_BODY_BYTES} bytes") from None
     except web.RequestPayloadError:
         return b""  # compressed data that is none; no body either for TensorFlow Serving
     except ConnectionError:
@@ -282,7 +294,7 @@ async def _run(in_thread: bool, function: Any, *values: Any) -> Any:
 def _signature_name(document: dict[str, Any]) -> str:
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(
+        raise invalid_argument(
             f"JSON Value: {json_text.quote(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
@@ -293,10 +305,10 @@ def _find_signature(servable: Servable, name: str) -> Signature:
     """Not the codes and texts of the same failure in gRPC."""
     key = name or predict.DEFAULT_SIGNATURE
     if key not in servable.signature_defs:
-        raise invalid(f'Serving signature name: "{key}" not found in signature def')
+        raise invalid_argument(f'Serving signature name: "{key}" not found in signature def')
     signature = servable.signatures.get(key)
     if signature is None or not signature.inputs:
-        raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
+        raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     return signature
 
 

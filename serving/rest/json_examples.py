@@ -9,8 +9,9 @@ import numpy as np
 from tensorflow.core.example import example_pb2, feature_pb2
 from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
 
+from serving.errors import invalid_argument
 from serving.rest.json_tensor import as_base64, shortest
-from serving.rest.json_text import dump, invalid, quote, to_bytes, type_name
+from serving.rest.json_text import dump, quote, to_bytes, type_name
 
 _RESULTS = "results"
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
@@ -27,24 +28,24 @@ def fill_input(document: Mapping[str, Any], inputs: input_pb2.Input) -> None:
         examples = inputs.example_list_with_context.examples
         _fill_example(document["context"], inputs.example_list_with_context.context)
     if "examples" not in document:
-        raise invalid(
+        raise invalid_argument(
             f"JSON Value: {quote(document)} When method is classify, key 'examples' is expected "
             "and was not found"
         )
     values = document["examples"]
     if not isinstance(values, list):
-        raise invalid(
+        raise invalid_argument(
             f"JSON Value: {quote(document)} Expecting 'examples' value to be an list/array"
         )
     if not values:
-        raise invalid(f"JSON Value: {quote(document)} 'examples' value is an empty array")
+        raise invalid_argument(f"JSON Value: {quote(document)} 'examples' value is an empty array")
     for value in values:
         _fill_example(value, examples.add())
 
 
 def _fill_example(value: Any, example: example_pb2.Example) -> None:
     if not isinstance(value, dict):
-        raise invalid(f"Example must be JSON object but got JSON {type_name(value)}")
+        raise invalid_argument(f"Example must be JSON object but got JSON {type_name(value)}")
     for name, content in value.items():
         feature = example.features.feature[name]
         for element in content if isinstance(content, list) else [content]:
@@ -61,10 +62,14 @@ def _add(value: Any, name: str, feature: feature_pb2.Feature) -> None:
         _values(feature, "float_list", name).append(value)
     elif isinstance(value, int):
         if value >= 2**63:
-            raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+            raise invalid_argument(
+                f"Feature: {name} has uint64_t element. Only int64_t is supported."
+            )
         _values(feature, "int64_list", name).append(value)
     else:
-        raise invalid(f"Feature: {name} has element with unexpected JSON type: {type_name(value)}")
+        raise invalid_argument(
+            f"Feature: {name} has element with unexpected JSON type: {type_name(value)}"
+        )
 
 
 def _is_integer(value: int) -> bool:
@@ -75,7 +80,9 @@ def _is_integer(value: int) -> bool:
 def _values(feature: feature_pb2.Feature, kind: str, name: str) -> Any:
     known = feature.WhichOneof("kind")
     if known not in (None, kind):
-        raise invalid(f"Unexpected element type in feature: {name} expecting type: {_KINDS[known]}")
+        raise invalid_argument(
+            f"Unexpected element type in feature: {name} expecting type: {_KINDS[known]}"
+        )
     return getattr(feature, kind).value
 
 
@@ -86,7 +93,7 @@ def classifications(result: classification_pb2.ClassificationResult) -> bytes:
       ServingError: INVALID_ARGUMENT, there are no results.
     """
     if not result.classifications:
-        raise invalid("Cannot convert empty ClassificationResults to JSON")
+        raise invalid_argument("Cannot convert empty ClassificationResults to JSON")
     return dump(
         {
             _RESULTS: [
@@ -111,7 +118,7 @@ def regressions(result: regression_pb2.RegressionResult) -> bytes:
       ServingError: INVALID_ARGUMENT, there are no results.
     """
     if not result.regressions:
-        raise invalid("Cannot convert empty RegressionResults to JSON")
+        raise invalid_argument("Cannot convert empty RegressionResults to JSON")
     return dump({_RESULTS: _floats(entry.value for entry in result.regressions)})
 
 

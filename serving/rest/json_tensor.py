@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 
-from serving.errors import ServingError
-from serving.rest.json_text import dump, invalid, quote, to_bytes, to_text, type_name
+from serving.errors import ServingError, invalid_argument
+from serving.rest.json_text import dump, quote, to_bytes, to_text, type_name
 from serving.tensors import Array
 
 # Outputs of this name are sent as {"b64": ..}, other strings as they are.
@@ -80,24 +80,26 @@ def decode(document: Mapping[str, Any], infos: Mapping[str, Any]) -> tuple[dict[
     """
     if "instances" in document:
         if "inputs" in document:
-            raise invalid(
+            raise invalid_argument(
                 f"JSON Value: {quote(document)} Not formatted correctly expecting only one of "
                 "'inputs' or 'instances' keys to exist "
             )
         return _decode_rows(document, infos), Form.ROWS
     if "inputs" in document:
         return _decode_columns(document["inputs"], infos), Form.COLUMNS
-    raise invalid("Missing 'inputs' or 'instances' key")
+    raise invalid_argument("Missing 'inputs' or 'instances' key")
 
 
 def _decode_rows(document: Mapping[str, Any], infos: Mapping[str, Any]) -> dict[str, Array]:
     rows = document["instances"]
     if not isinstance(rows, list):
-        raise invalid(f"JSON Value: {quote(document)} Expecting 'instances' to be an list/array")
+        raise invalid_argument(
+            f"JSON Value: {quote(document)} Expecting 'instances' to be an list/array"
+        )
     if not rows:
-        raise invalid(f"JSON Value: {quote(document)} No values in 'instances' array")
+        raise invalid_argument(f"JSON Value: {quote(document)} No values in 'instances' array")
     if not isinstance(rows[0], dict) and len(infos) > 1:
-        raise invalid(
+        raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
         )
@@ -132,7 +134,7 @@ def _decode_columns(value: Any, infos: Mapping[str, Any]) -> dict[str, Array]:
         aliases = list(infos)
     else:
         if len(infos) > 1:
-            raise invalid(
+            raise invalid_argument(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors "
                 "required as per tensorinfo_map"
             )
@@ -141,7 +143,7 @@ def _decode_columns(value: Any, infos: Mapping[str, Any]) -> dict[str, Array]:
     feeds = {}
     for alias in aliases:
         if alias not in columns:
-            raise invalid(f"Missing named input: {alias} in 'inputs' object.")
+            raise invalid_argument(f"Missing named input: {alias} in 'inputs' object.")
         dtype = infos[alias].dtype
         array = _convert(columns[alias], dtype)
         if array is None:
@@ -171,7 +173,7 @@ def as_base64(value: Any) -> bytes | None:
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except ValueError:
-        raise invalid("Unable to base64 decode") from None
+        raise invalid_argument("Unable to base64 decode") from None
 
 
 def _convert(value: Any, dtype: int) -> Array | None:
@@ -197,7 +199,7 @@ def _shape(value: Any) -> list[int]:
             break
         value = value[0]
     if len(shape) > _MAX_RANK:
-        raise invalid(f"tensor parsing error: rank {len(shape)} is more than {_MAX_RANK}")
+        raise invalid_argument(f"tensor parsing error: rank {len(shape)} is more than {_MAX_RANK}")
     return shape
 
 
@@ -238,7 +240,7 @@ def _numbers(flat: list[Any], dtype: Any) -> Array:
     try:
         wide = np.array(flat, np.float64)
     except OverflowError:
-        raise invalid("JSON Parse error: Number too big to be stored in double.") from None
+        raise invalid_argument("JSON Parse error: Number too big to be stored in double.") from None
     with np.errstate(over="ignore"):  # infinite, as in C++
         return wide.astype(dtype)
 
@@ -271,8 +273,12 @@ def _walk_rows(first: Any, start: int, rows: Sequence[Any], infos: Mapping[str, 
         failed = f"Failed to process element: {max(position, 0)}"
         if _is_object(row) != by_name:
             if by_name:
-                raise invalid(f"Expecting object but got list at item {position} of input list")
-            raise invalid(f"Expecting value/list but got object at item {position} of input list")
+                raise invalid_argument(
+                    f"Expecting object but got list at item {position} of input list"
+                )
+            raise invalid_argument(
+                f"Expecting value/list but got object at item {position} of input list"
+            )
         if not by_name:
             alias = next(iter(infos))
             _walk_item(row, alias, infos, seen, f"{failed} of 'instances' list. Error: ")
@@ -280,7 +286,7 @@ def _walk_rows(first: Any, start: int, rows: Sequence[Any], infos: Mapping[str, 
         for key, value in row.items():
             _walk_item(value, key, infos, seen, f"{failed} key: {key} of 'instances' list. Error: ")
         if row.keys() != infos.keys():
-            raise invalid(
+            raise invalid_argument(
                 f"{failed} of 'instances' list. JSON object: {quote(row)} keys must be equal to: "
                 f"{','.join(sorted(infos))}"
             )
@@ -296,15 +302,17 @@ def _walk_item(
     """Checks a value of one row; `seen` has the size and shape of each input in the first row."""
     try:
         if alias not in infos:
-            raise invalid(f"JSON object: does not have named input: {alias}")
+            raise invalid_argument(f"JSON object: does not have named input: {alias}")
         size, shape = _walk(value, infos[alias].dtype), _shape(value)
         first_size, first_shape = seen.setdefault(alias, (size, shape))
         if size != first_size:
-            raise invalid(f"Expecting tensor size: {first_size} but got: {size}")
+            raise invalid_argument(f"Expecting tensor size: {first_size} but got: {size}")
         if shape != first_shape:
-            raise invalid(f"Expecting shape {_print(first_shape)} but got: {_print(shape)}")
+            raise invalid_argument(
+                f"Expecting shape {_print(first_shape)} but got: {_print(shape)}"
+            )
     except ServingError as error:
-        raise invalid(f"{prefix}{error.code.name}: {error.message}") from None
+        raise invalid_argument(f"{prefix}{error.code.name}: {error.message}") from None
 
 
 def _print(shape: Sequence[int]) -> str:
@@ -318,16 +326,18 @@ def _walk(value: Any, dtype: int) -> int:
     def walk(value: Any, level: int) -> int:
         if not isinstance(value, list):
             if level != len(shape):
-                raise invalid(
+                raise invalid_argument(
                     f"JSON Value: {quote(value)} found at incorrect level: {level + 1} "
                     f"in the JSON DOM. Expected at level: {len(shape)}"
                 )
             _check_leaf(value, dtype)
             return 1
         if level >= len(shape):
-            raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+            raise invalid_argument(
+                f"Encountered list at unexpected level: {level} expected < {len(shape)}"
+            )
         if len(value) != shape[level]:
-            raise invalid(
+            raise invalid_argument(
                 f"Encountered list at unexpected size: {len(value)} at level: {level} "
                 f"expected size: {shape[level]}"
             )
@@ -347,11 +357,13 @@ def _check_leaf(value: Any, dtype: int) -> None:
     name = _dtype_name(dtype)
     if isinstance(value, dict) and dtype == types_pb2.DT_STRING:
         if as_base64(value) is None:
-            raise invalid(f"JSON Value: {quote(value)} not formatted correctly for base64 data")
+            raise invalid_argument(
+                f"JSON Value: {quote(value)} not formatted correctly for base64 data"
+            )
     elif isinstance(value, dict) or (
         _convert_leaves([value], dtype) is None and _is_readable(dtype)
     ):
-        raise invalid(
+        raise invalid_argument(
             f"JSON Value: {quote(value)} Type: {type_name(value)} is not of expected type: {name}"
         )
     elif not _is_readable(dtype):
@@ -384,7 +396,7 @@ def encode(outputs: Mapping[str, Array], form: Form) -> bytes:
         of their type.
     """
     if not outputs:
-        raise invalid("Cannot convert empty tensor map to JSON")
+        raise invalid_argument("Cannot convert empty tensor map to JSON")
     if form is Form.ROWS:
         _check_batch(outputs)
         rows = b",".join(_dump_rows(outputs))
@@ -432,9 +444,9 @@ def _check_batch(outputs: Mapping[str, Array]) -> None:
     batch_size = None
     for alias, array in outputs.items():
         if not array.ndim:
-            raise invalid(f"Tensor name: {alias} has no shape information ")
+            raise invalid_argument(f"Tensor name: {alias} has no shape information ")
         if batch_size is not None and len(array) != batch_size:
-            raise invalid(
+            raise invalid_argument(
                 f"Tensor name: {alias} has inconsistent batch size: {len(array)} "
                 f"expecting: {batch_size}"
             )
@@ -448,7 +460,7 @@ def _to_lists(alias: str, array: Array) -> Any:
         return array.tolist()
     if array.dtype != object:
         name = _dtype_name(tf.as_dtype(array.dtype).as_datatype_enum)
-        raise invalid(f"Failed to write JSON value for tensor type: {name}")
+        raise invalid_argument(f"Failed to write JSON value for tensor type: {name}")
     texts = np.empty(array.size, object)
     if alias.endswith(_BYTES_SUFFIX):
         texts[:] = [{_B64: base64.b64encode(data).decode()} for data in array.ravel().tolist()]

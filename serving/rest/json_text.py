@@ -9,9 +9,7 @@ import contextlib
 import json
 from typing import Any, NoReturn
 
-import grpc
-
-from serving.errors import ServingError
+from serving.errors import invalid_argument
 from serving.rest import json_pieces
 from serving.rest.json_pieces import skip_blanks
 
@@ -40,7 +38,7 @@ def parse(body: bytes) -> dict[str, Any]:
       ServingError: INVALID_ARGUMENT, it is not a JSON object.
     """
     if not body:
-        raise invalid(f"JSON Parse error: {_EMPTY}")
+        raise invalid_argument(f"JSON Parse error: {_EMPTY}")
     text = body.decode("utf-8", _ESCAPE)
     start = skip_blanks(text, int(text.startswith("\ufeff")))
     try:
@@ -48,17 +46,17 @@ def parse(body: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         _fail(*_explain(text, start, error))
     except RecursionError:
-        raise invalid("JSON Parse error: The document is nested too deeply") from None
+        raise invalid_argument("JSON Parse error: The document is nested too deeply") from None
     except ValueError:
         # Python's limit for the digits of one integer
-        raise invalid(f"JSON Parse error: {_TOO_BIG}") from None
+        raise invalid_argument(f"JSON Parse error: {_TOO_BIG}") from None
     if "\\ud" in text or "\\uD" in text:
         _check_surrogates(value)
     end = skip_blanks(text, end)
     if end < len(text) and text[end] != "\0":
         _fail("The document root must not be followed by other values.", text, end)
     if not isinstance(value, dict):
-        raise invalid(f"JSON Value: {quote(value)} Is not object")
+        raise invalid_argument(f"JSON Value: {quote(value)} Is not object")
     return value
 
 
@@ -95,11 +93,6 @@ def type_name(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-def invalid(message: str) -> ServingError:
-    """An INVALID_ARGUMENT error."""
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
-
-
 def _decode(text: str, start: int) -> tuple[Any, int]:
     if len(text) > _LARGE:
         with contextlib.suppress(json.JSONDecodeError):
@@ -112,12 +105,14 @@ def _check_surrogates(value: Any) -> None:
     try:
         dump(value)
     except UnicodeEncodeError:
-        raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
+        raise invalid_argument(
+            "JSON Parse error: The surrogate pair in string is invalid."
+        ) from None
 
 
 def _fail(problem: str, text: str, position: int) -> NoReturn:
     offset = len(text[:position].encode("utf-8", _ESCAPE))
-    raise invalid(f"JSON Parse error: {problem} at offset: {offset}") from None
+    raise invalid_argument(f"JSON Parse error: {problem} at offset: {offset}") from None
 
 
 def _explain(text: str, start: int, error: json.JSONDecodeError) -> tuple[str, str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,6 @@ def work(servable: Servable, signature: str = "rows", **feeds: Any) -> Work:
     )
 
 
-def in_loop(test: Callable[[], Any]) -> Any:
-    async def run() -> Any:
-        return await test()
-
-    return asyncio.run(run())
-
-
 def row(numbers: list[float], words: list[bytes], weights: tuple[float, float]) -> dict[str, Any]:
     return {
         "numbers": np.array([numbers], np.float32).reshape(1, -1),
@@ -140,7 +133,7 @@ def test_a_shared_run_answers_each_call_as_alone(
             assert total.tolist() == [request["numbers"].sum()]
             assert words.tolist() == [request["words"].size]
 
-    in_loop(test)
+    asyncio.run(test())
 
 
 def test_only_rows_that_fit_together_may_share_a_run(servable: Servable) -> None:
@@ -160,7 +153,7 @@ def test_outputs_that_are_not_row_by_row_are_run_alone(servable: Servable) -> No
         answers = run_together(calls)
         assert [answer[0].tolist() for answer in answers] == [[0.0], [1.0], [2.0]]  # type: ignore[index]
 
-    in_loop(test)
+    asyncio.run(test())
 
 
 class Gate(ThreadPoolExecutor):
@@ -199,7 +192,7 @@ def test_what_waits_when_a_thread_gets_free_shares_a_run(servable: Servable, gat
         assert [answer[0][0, 0] for answer in answers] == [2.0 * i for i in range(7)]
         assert gate.sizes == [1, 4, 2]  # the first found a free thread; four fit in a batch
 
-    in_loop(test)
+    asyncio.run(test())
 
 
 def test_a_batch_waits_for_more_no_longer_than_its_timeout(servable: Servable) -> None:
@@ -217,7 +210,7 @@ def test_a_batch_waits_for_more_no_longer_than_its_timeout(servable: Servable) -
             assert 0.05 <= time.monotonic() - started < 1.0
             assert threads.sizes == [3, 1]
 
-    in_loop(test)
+    asyncio.run(test())
 
 
 def test_a_full_queue_refuses_at_once(servable: Servable, gate: Gate) -> None:
@@ -235,7 +228,7 @@ def test_a_full_queue_refuses_at_once(servable: Servable, gate: Gate) -> None:
         batcher.submit(calls[7])  # there is room again
         await calls[7].answer
 
-    in_loop(test)
+    asyncio.run(test())
 
 
 def test_more_rows_than_a_batch_has_are_refused(servable: Servable, gate: Gate) -> None:
@@ -247,7 +240,7 @@ def test_more_rows_than_a_batch_has_are_refused(servable: Servable, gate: Gate) 
             batcher.submit(work(servable, **many))
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
-    in_loop(test)
+    asyncio.run(test())
 
 
 def test_work_nobody_waits_for_is_not_run(servable: Servable, gate: Gate) -> None:
@@ -262,7 +255,7 @@ def test_work_nobody_waits_for_is_not_run(servable: Servable, gate: Gate) -> Non
         await calls[4].answer
         assert gate.sizes == [1, 1]
 
-    in_loop(test)
+    asyncio.run(test())
 
 
 def test_calls_that_do_not_fit_together_run_apart(servable: Servable, gate: Gate) -> None:
@@ -277,4 +270,4 @@ def test_calls_that_do_not_fit_together_run_apart(servable: Servable, gate: Gate
         assert [answer[0].shape for answer in answers] == [(1, w) for w in (2, 2, 3, 2, 3)]
         assert gate.sizes == [1, 2, 2]
 
-    in_loop(test)
+    asyncio.run(test())

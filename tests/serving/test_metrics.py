@@ -30,7 +30,7 @@ def test_page_has_tensorflow_servings_names_and_labels() -> None:
     metrics.request("rec", "Predict", "GRPC", "OK", 0.002)
     metrics.request("rec", "predict", "REST", "NOT_FOUND", 0.002)
     metrics.examples("rec", 3)
-    metrics.runtime("rec", 0.001)
+    metrics.runtime("rec", "Predict", 0.001)
     metrics.queued("rec", 0.0001)
     metrics.batch("rec", 32)
     metrics.warm_up("rec", 1.5)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from serving import flags
 from serving.config import All, Latest, ModelConfig, Specific
 from serving.config_files import to_text
+from serving.options import ServerOptions
 from serving.server import ModelServer
 
 ROOT = Path(__file__).parents[3]
@@ -287,6 +289,42 @@ def test_check_56_later_reload_releases_one_that_waits_for_ever(
         code, details = waiting.result(timeout=10)
     assert (code, "b" in details) == (grpc.StatusCode.ABORTED, True)
     assert answer(caller, "b") == (4.0, 1)
+
+
+def test_check_56_too_many_reloads_are_refused_and_hold_nobody_up(
+    bases: dict[str, str], connect: Any, error_of: Any
+) -> None:
+    gate = threading.Event()
+
+    def wait(_: ModelServerConfig) -> None:  # as a worker does for all the others
+        assert gate.wait(20.0)
+
+    options = ServerOptions(
+        models={"a": bases["two"]}, host="127.0.0.1", port=0, rest_port=0, metrics_path="/metrics"
+    )
+    with (
+        ThreadPoolExecutor(4) as pool,
+        ModelServer(options, reload=wait) as server,
+    ):
+        caller = connect(server.port)
+        # Clients that have left do not end what they began.
+        for _ in range(2):
+            code, _ = error_of(lambda: reload(caller, timeout=0.1))
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        waiting = [pool.submit(reload, caller, timeout=20.0) for _ in range(2)]
+        time.sleep(SETTLE_SECONDS)
+        for _ in range(4):
+            code, details = error_of(lambda: reload(caller, timeout=5.0))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert details.startswith("4 configurations are being loaded already")
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.rest_port}/metrics", timeout=5.0
+        ) as page:
+            assert page.status == 200
+        gate.set()
+        for call in waiting:
+            call.result(timeout=10)
+        reload(caller)  # there is room again
 
 
 def test_check_56_model_that_cannot_be_loaded_fails_the_reload(

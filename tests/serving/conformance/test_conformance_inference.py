@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -399,6 +401,24 @@ def test_check_79_examples_that_cannot_be_parsed_are_the_graphs_error(
     code, details = error_of(lambda: stub.Regress(regression("", inputs), timeout=10))
     assert code is INVALID
     assert "Data types don't match. Data type: int64 but expected type: float" in details
+
+
+def test_check_80_runs_are_counted_by_the_call_they_were_for(
+    base: Path, start_server: Any, connect: Any
+) -> None:
+    server = start_server({"m": base}, rest_port=0, metrics_path="/metrics")
+    caller = connect(server.port)
+    caller.predict("m", {"inputs": [example(x=2.0).SerializeToString()]})
+    for _ in range(2):
+        caller.prediction.Classify(classification("both", examples(2.0)), timeout=10)
+    for _ in range(3):
+        caller.prediction.Regress(regression("", examples(2.0)), timeout=10)
+    for _ in range(4):
+        tasks = (("", REGRESS_METHOD), ("scores", CLASSIFY_METHOD))
+        caller.prediction.MultiInference(multi(*tasks, inputs=examples(2.0)), timeout=10)
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.rest_port}/metrics") as page:
+        runs = re.findall(r'runtime_latency_count\{.*API="(\w+)".*\} (\d+)', page.read().decode())
+    assert dict(runs) == {"Predict": "1", "Classify": "2", "Regress": "3", "MultiInference": "4"}
 
 
 def test_check_79_method_names_are_checked_only_if_asked_for(

@@ -571,6 +571,19 @@ def test_check_78_clients_that_leave(server: ModelServer, call: Call) -> None:
     assert call("POST", HALF, {"instances": [2.0]}).status == 200
 
 
+@pytest.mark.parametrize("junk", [b"GET / HTTP/1.1\r\nno header\r\n\r\n", b"\x16\x03\x01\r\n\r\n"])
+def test_check_78_what_is_no_http_is_refused_without_a_traceback(
+    server: ModelServer, call: Call, caplog: pytest.LogCaptureFixture, junk: bytes
+) -> None:
+    port = server.rest_port or 0
+    with caplog.at_level("INFO"), socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        connection.sendall(junk)
+        assert connection.recv(100).startswith(b"HTTP/1.0 400 ")
+    assert caplog.records == []
+    assert call("POST", HALF, {"instances": [2.0]}).status == 200
+
+
 def test_check_78_time_limit(zoo: Path, publish: Any, tmp_path: Path, start_server: Any) -> None:
     publish(zoo, tmp_path / "zoo", 1)
     server = start_server({"zoo": tmp_path / "zoo"}, rest_port=0, rest_timeout_seconds=0.2)

@@ -154,6 +154,49 @@ def test_a_configuration_reaches_every_worker_and_a_bad_one_none(
     assert codes == {status.NOT_FOUND}
 
 
+def test_a_wrong_path_holds_up_neither_workers_nor_later_configurations(
+    server: Any, connect: Any, wait_for: Any, tmp_path: Path
+) -> None:
+    zoo = str(tmp_path / "models" / "zoo")
+    before = {worker.pid for worker in server.workers()}
+
+    def ask(models: dict[str, str]) -> Any:
+        message = reload_request(models).SerializeToString()
+        return connect(server.port).raw("HandleReloadConfigRequest", message, timeout=120.0)
+
+    def answers(model: str) -> set[grpc.StatusCode]:
+        callers = [connect(server.port) for _ in range(CONNECTIONS)]
+        return {code_of(lambda c=caller: c.predict(model, {"x": [1.0]})) for caller in callers}
+
+    endless = ask({"zoo": zoo, "menagerie": str(tmp_path / "no-such-path")})
+    wait_for(lambda: answers("recommender") == {grpc.StatusCode.NOT_FOUND}, "it holds")
+    os.kill(min(before), signal.SIGKILL)
+    # The client hears of it, be it that its own worker is gone or another one.
+    assert endless.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
+    wait_for(lambda: server.text().count("serving ") == 3, "replaced", seconds=60.0)
+    assert len({worker.pid for worker in server.workers()} - before) == 1
+    # The new one began with what could be loaded, and was then told what holds.
+    wait_for(lambda: answers("recommender") == {grpc.StatusCode.NOT_FOUND}, "it holds again")
+    assert answers("zoo") == {grpc.StatusCode.OK}
+    endless = [ask({"zoo": zoo, "menagerie": str(tmp_path / "neither")}) for _ in range(8)]
+    wait_for(lambda: sum(call.done() for call in endless) == 7, "the last one alone waits")
+    mended = ask({"zoo": zoo, "menagerie": zoo})
+    assert mended.code() is grpc.StatusCode.OK
+    assert answers("menagerie") == {grpc.StatusCode.OK}
+    assert {call.code() for call in endless} <= {
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+    # One that still waits does not keep the server from ending.
+    last = ask({"aviary": str(tmp_path / "nor this")})
+    wait_for(lambda: answers("zoo") == {grpc.StatusCode.NOT_FOUND}, "it holds")
+    started = time.monotonic()
+    server.process.terminate()
+    server.process.wait(30)
+    assert time.monotonic() - started < 10.0
+    assert last.code() is grpc.StatusCode.UNAVAILABLE
+
+
 def test_the_metrics_page_sums_over_the_workers(server: Any, connect: Any) -> None:
     for number in range(CONNECTIONS):
         caller = connect(server.port)
