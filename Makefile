@@ -39,7 +39,7 @@ unit: $(STAMP)  ## Fast tests only
 	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: slow
-slow: $(STAMP)  ## Tests with real processes, Beam pipelines or training
+slow: $(STAMP) browser  ## Tests with real processes, Beam pipelines or training
 	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m slow $(PYTEST_ARGS) tests/pipeline tests
 
 .PHONY: lint
@@ -52,6 +52,16 @@ lint: $(STAMP)  ## ruff and mypy
 lock: | $(UV)  ## Resolve setup.py anew into requirements.lock (LOCK_ARGS=--upgrade for newer ones)
 	$(UV) pip compile --quiet --python-version 3.11 --extra dev $(LOCK_ARGS) \
 	  --custom-compile-command "make lock" setup.py requirements.in -o requirements.lock
+
+# Not by Playwright: its builds come from a CDN that many networks cannot reach.
+.PHONY: browser
+browser:  ## Chromium, which the tests of the explorer move
+	@command -v chromium chromium-browser google-chrome >/dev/null && exit 0; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	  echo "Installing Chromium"; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium; } >/dev/null && exit 0; \
+	fi; \
+	echo "There is no Chromium, so tests that need a browser are skipped. To have them: sudo apt-get install chromium"
 
 .PHONY: peers
 peers: | $(UV)  ## Environment of the servers that `csmf bench serving` compares with (needs g++)

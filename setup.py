@@ -25,6 +25,10 @@ REQUIREMENTS = [
     "grpcio-health-checking==1.62.3",  # the newest that accepts protobuf 4
     "aiohttp==3.14.5",  # the REST interface
     "prometheus-client==0.26.0",  # the metrics page
+    "Jinja2==3.1.6",  # the report and the pages of lineage
+    "matplotlib==3.11.2",  # figures of the report and of the benchmarks
+    "psutil==7.2.2",  # memory of process trees
+    "PyMySQL==1.2.4",  # looks whether a MySQL database holds ML Metadata, before its client writes
     "click==8.5.1",  # our terminal output is tested against it
     "rich==15.0.0",  # same
     "pydantic==2.14.3",  # the texts of configuration errors are built on its error types
@@ -32,10 +36,10 @@ REQUIREMENTS = [
     "setuptools>=80,<81",  # 81 drops pkg_resources, which TFX 1.16 and Beam 2.64 import
 ]
 
-# The outside baselines and the figures of benchmarks/; nothing that is served needs them.
+# What benchmarks/ compares with and drives; nothing that runs in production needs them.
 BENCHMARKS = [
     "implicit==0.7.3",
-    "matplotlib==3.11.2",
+    "playwright==1.65.2",  # moves the sliders of the explorer in a real browser
     "scipy==1.12.0",  # the newest that tfx 1.16 accepts
     "threadpoolctl==3.8.0",
 ]
@@ -47,7 +51,6 @@ DEVELOPMENT = [
     "kubernetes==26.1.0",  # its types say what a manifest may hold
     "packaging==26.3",  # compares requirements
     "ovmsclient==2023.1",  # a client of the TensorFlow Serving API that is not ours
-    "psutil==7.2.2",  # memory of process trees
     "pytest==9.2.0",
     "pytest-xdist==3.8.0",
     "mypy==2.4.1",  # exact, so that a new release's findings arrive with a change of the lock
@@ -82,6 +85,7 @@ setup(
     package_data={
         "configs": ["*.yaml"],
         "schemas": ["*.pbtxt"],
+        "pipeline": ["*/templates/*", "*/static/*"],
         "benchmarks.serving": ["peers/*.py", "peers/*.txt"],
     },
     install_requires=REQUIREMENTS,

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from benchmarks.explorer import explorer
+
 
 @click.group()
 def bench() -> None:
@@ -216,3 +218,6 @@ def serving(
         soak_seconds=soak_seconds,
         peers_python=peers_python.absolute(),
     )
+
+
+bench.add_command(explorer)

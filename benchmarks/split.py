@@ -21,8 +21,9 @@ from models.timelines import Timelines, read_timelines
 from models.towers import TowerSpec
 from pipeline.config import PipelineConfig
 from pipeline.dag import Workdir
-from pipeline.local_runner import open_store, run_locally
-from pipeline.summary import nodes_of_latest_run
+from pipeline.local.runner import run_locally
+from pipeline.metadata.runs import read_run
+from pipeline.metadata.store import open_store
 from schemas.names import CATALOGUE_SPLIT, EVAL_SPLIT, TRAIN_SPLIT
 
 _LAST_NODE = "Transform"
@@ -78,7 +79,7 @@ def load(config: PipelineConfig, workdir: Path) -> Split:
             "model.validation.share is 0; the benchmark chooses settings and request weights on "
             "validation events and needs a share above 0"
         )
-    outputs = nodes_of_latest_run(open_store(Workdir(workdir)))[_LAST_NODE].outputs
+    outputs = read_run(open_store(Workdir(workdir).metadata)).nodes[_LAST_NODE].outputs
     transform = tft.TFTransformOutput(outputs["transform_graph"].uri)
     examples = standard_artifacts.Examples()
     examples.set_mlmd_artifact(outputs["transformed_examples"])

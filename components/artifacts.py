@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from tfx.types.artifact import Artifact, Property, PropertyType
 
 
@@ -25,3 +28,8 @@ class CascadeStage(Artifact):
         "stage": Property(type=PropertyType.INT),
         "objective": Property(type=PropertyType.STRING),
     }
+
+
+def compact_json(value: Any) -> str:
+    """JSON without spaces, for a property of an artifact."""
+    return json.dumps(value, separators=(",", ":"))

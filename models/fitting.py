@@ -40,6 +40,7 @@ class Fitted:
     kept_round: int  # whose weights were kept, counted from 1
     steps: int
     seconds: float
+    round_seconds: list[float]  # from the start to the end of each round
 
 
 class Task(tfrs.Model):
@@ -114,6 +115,7 @@ def fit(
     batches = iter(_dataset(makers))
     losses: list[float] = []
     recalls: list[float] = []
+    round_seconds: list[float] = []
     best: list[np.ndarray] = []
     for number in range(1, rounds + 1):
         values = [task.step(batch) for batch in itertools.islice(batches, steps)]
@@ -124,8 +126,8 @@ def fit(
             seen = f", validation {recalls[-1]:.4f}"
             if len(recalls) == int(np.argmax(recalls)) + 1:
                 best = [weight.numpy() for weight in task.moving]
-        seconds = time.monotonic() - started
-        tell(f"round {number}/{rounds}, loss {losses[-1]:.4f}{seen}, {seconds:.0f} s")
+        round_seconds.append(round(time.monotonic() - started, 3))
+        tell(f"round {number}/{rounds}, loss {losses[-1]:.4f}{seen}, {round_seconds[-1]:.0f} s")
         if recalls and number - (int(np.argmax(recalls)) + 1) >= settings.patience:
             break
     for weight, value in zip(task.moving, best, strict=False):  # no best without validation
@@ -136,6 +138,7 @@ def fit(
         kept_round=int(np.argmax(recalls)) + 1 if recalls else len(losses),
         steps=steps * len(losses),
         seconds=round(time.monotonic() - started, 3),
+        round_seconds=round_seconds,
     )
 
 

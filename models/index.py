@@ -51,6 +51,10 @@ class ScannSearcher(tf.Module):
 
     The TFRS layer of that name always builds a tree and fixes how many candidates it reorders;
     small catalogues and lists that exclusions make longer need neither.
+
+    Attributes:
+      kind: brute_force, hashed or tree.
+      n_leaves: of the tree; 0 without one.
     """
 
     def __init__(self, vectors: npt.NDArray[np.float32], settings: IndexSettings):
@@ -59,14 +63,14 @@ class ScannSearcher(tf.Module):
 
         self._ops = scann_ops
         self._reorder = settings.reorder
-        kind = _kind(len(vectors), settings)
-        self._rescored = kind != "brute_force"
+        self.kind = index_kind(len(vectors), settings)
+        self.n_leaves = round(math.sqrt(len(vectors))) if self.kind == "tree" else 0
+        self._rescored = self.kind != "brute_force"
         builder = scann_ops.builder(tf.constant(vectors), settings.top_k, "dot_product")
-        if kind == "tree":
-            leaves = round(math.sqrt(len(vectors)))
+        if self.n_leaves:
             builder = builder.tree(
-                num_leaves=leaves,
-                num_leaves_to_search=max(1, round(leaves * settings.leaves_to_search_share)),
+                num_leaves=self.n_leaves,
+                num_leaves_to_search=self.leaves_to_search(settings.leaves_to_search_share),
                 training_sample_size=min(len(vectors), _TREE_TRAINING_SAMPLE),
             )
         if self._rescored:
@@ -76,13 +80,37 @@ class ScannSearcher(tf.Module):
             builder = builder.score_brute_force()
         self._state = builder.build().serialize_to_module()
 
+    def leaves_to_search(self, share: float) -> int:
+        """How many leaves of the tree that share of them is."""
+        return max(1, round(self.n_leaves * share))
+
     def search(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Searcher`."""
-        searcher = self._ops.searcher_from_module(self._state)
         # A list longer than what is reordered would end in unscored entries.
-        rescored = tf.maximum(self._reorder, 2 * k) if self._rescored else None
+        return self.search_with(queries, k, tf.maximum(self._reorder, 2 * k))
+
+    def search_with(
+        self,
+        queries: tf.Tensor,
+        k: tf.Tensor,
+        reorder: tf.Tensor,
+        leaves: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `search`, with other parameters than those of the settings.
+
+        Args:
+          queries: float [B, D].
+          k: int scalar.
+          reorder: int scalar, at least k: candidates whose scores are recomputed exactly. Not used
+            by brute force.
+          leaves: int scalar, leaves to look into; only for a tree.
+        """
+        searcher = self._ops.searcher_from_module(self._state)
         rows, scores = searcher.search_batched(
-            queries, final_num_neighbors=k, pre_reorder_num_neighbors=rescored
+            queries,
+            final_num_neighbors=k,
+            pre_reorder_num_neighbors=reorder if self._rescored else None,
+            leaves_to_search=leaves,
         )
         # ScaNN pads what it could not find with NaN.
         valid = tf.math.is_finite(scores)
@@ -90,7 +118,8 @@ class ScannSearcher(tf.Module):
         return tf.where(valid, scores, infinity), tf.where(valid, tf.cast(rows, tf.int32), 0)
 
 
-def _kind(n_items: int, settings: IndexSettings) -> str:
+def index_kind(n_items: int, settings: IndexSettings) -> str:
+    """brute_force, hashed or tree, by the settings and the size of the catalogue."""
     if n_items < _TOO_FEW_TO_TRAIN:
         return "brute_force"
     if settings.kind != "auto":

@@ -13,6 +13,7 @@ so the forward pass needs no mask at all: adding an exact zero changes no bit of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,14 @@ from models.settings import PruneRule
 Owners = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Importances = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a stage had of one layer when it was pruned, and how much of it went."""
+
+    importance: list[float]  # of the slots it owned, ascending
+    freed: int
 
 
 def freed_slots(importance: Importances, tau: float) -> Mask:
@@ -134,6 +143,29 @@ def hand_over(
     for name, freed in freed_by_layer(of_stage, tau, rule).items():
         after[name][owned[name][freed]] = stage + 1
     return after
+
+
+def pruned(
+    before: Mapping[str, Owners],
+    after: Mapping[str, Owners],
+    importance: Mapping[str, Importances],
+    stage: int,
+) -> dict[str, Pruned]:
+    """By layer, what `hand_over` took from `stage`.
+
+    Args:
+      before: by layer, [n] owner of each slot.
+      after: the same, as `hand_over` returned it.
+      importance: by layer, [n] importance of each slot.
+      stage: the stage whose slots were pruned.
+    """
+    return {
+        name: Pruned(
+            importance=np.sort(importance[name][owners == stage]).tolist(),
+            freed=int(np.sum((owners == stage) & (after[name] != stage))),
+        )
+        for name, owners in before.items()
+    }
 
 
 def _check(importance: Importances, tau: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from models.weighting import default_weights
 from schemas import names
 
 Lists = npt.NDArray[np.object_]  # [Q, N] item ids, b"" where a list ends early
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class Model:
         ) | manifest.get("weights", {})
         self._loaded = tf.saved_model.load(path)  # kept: signatures do not keep it alive
         self._recommend = self._loaded.signatures[names.SIGNATURE_RECOMMEND]
+        self._embed = self._loaded.signatures[names.SIGNATURE_EMBED_USER]
+        self._titles = self._loaded.signatures[names.SIGNATURE_ITEM_TITLES]
         self._feature_kinds = {
             name: kind
             for name, kind in feature_kinds.items()
@@ -123,29 +126,65 @@ class Model:
 
     def recommend(self, queries: list[Query], weights: list[float]) -> Lists:
         """[Q, N] the lists for the queries, in their order."""
+        return self.recommend_scored(queries, weights)[0]
+
+    def recommend_scored(self, queries: list[Query], weights: list[float]) -> tuple[Lists, Floats]:
+        """As `recommend`, and the fused scores float [Q, N]; 0 where a list has ended."""
+
+        def ask(batch: list[Query]) -> tuple[npt.NDArray, npt.NDArray]:
+            answer = self._recommend(**self._request(batch, weights))
+            return answer[names.ITEM_IDS].numpy(), answer[names.SCORES].numpy()
+
+        lists, scores = self._in_batches(queries, ask)
+        return lists, scores
+
+    def embed(self, queries: list[Query]) -> tuple[Floats, list[int]]:
+        """(float [Q, D] the blocks of the queries' users, the sizes of the K blocks)."""
+        sizes: list[int] = []
+
+        def ask(batch: list[Query]) -> tuple[npt.NDArray, ...]:
+            answer = self._embed(**self._user(batch))
+            sizes[:] = answer[names.BLOCK_SIZES].numpy().tolist()
+            return (answer[names.BLOCKS].numpy(),)
+
+        (blocks,) = self._in_batches(queries, ask)
+        return blocks, sizes
+
+    def titles(self, items: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Item -> its title, b"" where it has none or is not known."""
+        answer = self._titles(**{names.ITEM_IDS: tf.constant([list(items)], tf.string)})
+        return dict(zip(items, answer[names.TITLES].numpy()[0].tolist(), strict=True))
+
+    def _in_batches(
+        self, queries: list[Query], ask: Callable[[list[Query]], tuple[npt.NDArray, ...]]
+    ) -> tuple[npt.NDArray, ...]:
+        """The parts of the answers, each with a row per query, in the order of the queries."""
         # Similar lengths together, so that little of a batch is padding.
         order = np.argsort([len(query.history) for query in queries], kind="stable")
-        lists: list[npt.NDArray] = [np.empty(0)] * len(queries)
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            answer = self._recommend(**self._request([queries[i] for i in batch], weights))
-            for i, row in zip(batch, answer[names.ITEM_IDS].numpy(), strict=True):
-                lists[i] = row
-        return np.stack(lists)
+        answers = [
+            ask([queries[i] for i in order[start : start + self._batch_size]])
+            for start in range(0, len(order), self._batch_size)
+        ]
+        back = np.argsort(order)
+        return tuple(np.concatenate(parts)[back] for parts in zip(*answers, strict=True))
 
     def _request(self, batch: list[Query], weights: list[float]) -> dict[str, tf.Tensor]:
-        request = {
+        return self._user(batch) | {
+            names.EXCLUDE_ITEM_IDS: tf.zeros([1, 0], tf.string),
+            names.OBJECTIVE_WEIGHTS: tf.constant([weights], tf.float32),
+        }
+
+    def _user(self, batch: list[Query]) -> dict[str, tf.Tensor]:
+        user = {
             names.USER_ID: tf.constant([query.user_id for query in batch]),
             names.HISTORY_ITEM_IDS: _rows([query.history for query in batch], tf.string),
             names.HISTORY_LEVELS: _rows([query.history_levels for query in batch], tf.int64),
-            names.EXCLUDE_ITEM_IDS: tf.zeros([1, 0], tf.string),
-            names.OBJECTIVE_WEIGHTS: tf.constant([weights], tf.float32),
         }
         for name, kind in self._feature_kinds.items():
             dtype = tf.string if kind == CATEGORICAL else tf.float32
             values = [query.features[name] for query in batch]
-            request[names.user_feature(name)] = _rows(values, dtype)
-        return request
+            user[names.user_feature(name)] = _rows(values, dtype)
+        return user
 
 
 def _rows(lists: list[tuple], dtype: tf.DType) -> tf.Tensor:

@@ -148,6 +148,7 @@ class Recommender(tf.Module):
         scored = self.request_specs() | items
         del scored[names.EXCLUDE_ITEM_IDS]
         examples = tf.TensorSpec([None], tf.string, names.EXAMPLES)
+        known = {names.USER_ID: self.user_specs()[names.USER_ID]}
         return {
             name: tf.function(method, input_signature=[specs]).get_concrete_function()
             for name, method, specs in (
@@ -156,6 +157,7 @@ class Recommender(tf.Module):
                 (names.SIGNATURE_SCORE_ITEMS, self.score_items, scored),
                 (names.SIGNATURE_EXAMPLES, self.recommend_examples, {names.EXAMPLES: examples}),
                 (names.SIGNATURE_ITEM_TITLES, self.item_titles, items),
+                (names.SIGNATURE_USER_HISTORY, self.user_history, known),
             )
         }
 
@@ -243,6 +245,22 @@ class Recommender(tf.Module):
         rows, _ = self._lookup_items(request[names.ITEM_IDS])
         return {names.TITLES: tf.gather(self._titles, _last(rows, self._n_items))}
 
+    def user_history(self, request: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What is stored of users known from training, and stands in for a history left out.
+
+        Returns:
+          history_item_ids string [B, H], oldest first, and history_levels int64 [B, H]; "" and 0
+          for an item that is no candidate, as padding, and for unknown users.
+        """
+        ids = request[names.USER_ID]
+        user = self._user_rows(self._transform_layer({names.USER_ID: _column(ids)}))
+        rows, levels, valid = self._stored(user, tf.ones_like(user, tf.bool))
+        known = valid & (rows >= 0)
+        return {
+            names.HISTORY_ITEM_IDS: tf.gather(self._item_ids, tf.where(known, rows, self._n_items)),
+            names.HISTORY_LEVELS: tf.cast(tf.where(known, levels, 0), tf.int64),
+        }
+
     # --- from strings to towers -------------------------------------------------------------
 
     def _user(
@@ -255,13 +273,9 @@ class Recommender(tf.Module):
             for name in self._feature_kinds
         }
         looked_up = self._transform_layer(
-            {names.USER_ID: tf.sparse.from_dense(ids[:, None])}
-            | {key: _sparse(value) for key, value in raw.items()}
+            {names.USER_ID: _column(ids)} | {key: _sparse(value) for key, value in raw.items()}
         )
-        user = tf.sparse.to_dense(
-            looked_up[names.USER_ID], default_value=tf.constant(self._n_users, tf.int64)
-        )
-        user = tf.cast(user[:, 0], tf.int32)
+        user = self._user_rows(looked_up)
         sent, sent_valid = self._lookup_items(_broadcast(request[names.HISTORY_ITEM_IDS], ids))
         sent_levels = _as_wide(_broadcast(request[names.HISTORY_LEVELS], ids), sent)
         use_stored = ~tf.reduce_any(sent_valid, axis=1)
@@ -287,6 +301,13 @@ class Recommender(tf.Module):
             UserInputs(tf.where(recent, items, -1), levels, rank - 1, user, features),
             seen,
         )
+
+    def _user_rows(self, looked_up: dict[str, tf.SparseTensor]) -> tf.Tensor:
+        """int32 rows [B] of the users that were looked up; that of the unknown one is the last."""
+        rows = tf.sparse.to_dense(
+            looked_up[names.USER_ID], default_value=tf.constant(self._n_users, tf.int64)
+        )
+        return tf.cast(rows[:, 0], tf.int32)
 
     def _lookup_items(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """int32 rows of the item ids [B, X], -1 if unknown; and whether the id is not ""."""
@@ -365,6 +386,11 @@ def _as_wide(levels: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
     width = tf.shape(items)[1]
     levels = tf.cast(levels[:, :width], tf.int32)
     return tf.pad(levels, [[0, 0], [0, width - tf.shape(levels)[1]]])
+
+
+def _column(ids: tf.Tensor) -> tf.SparseTensor:
+    """[B, 1] of the ids [B]; an empty one is no entry."""
+    return tf.sparse.from_dense(ids[:, None])
 
 
 def _sparse(values: tf.Tensor) -> tf.SparseTensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -88,7 +89,11 @@ class StageReport:
     stage: int
     objective: str
     settings: dict[str, object]
+    started: float  # seconds since the epoch
+    layers: dict[str, int]  # neurons of every layer
     phases: list[Phase] = field(default_factory=list)
+    # By layer, between the phases; empty for the last stage, which keeps everything.
+    pruned: dict[str, masks.Pruned] = field(default_factory=dict)
     owned: dict[str, int] = field(default_factory=dict)  # neurons owned, by layer
     upstream_sha256: str = ""  # of all frozen weights, equal before and after the stage
     # Objective -> request weights that serve it best; known after the last stage.
@@ -126,7 +131,13 @@ def train_stage(
         (`TwoTower.release`).
       FrozenWeightsMovedError: the bit-exact guarantee of METHOD 1.3 does not hold.
     """
-    report = StageReport(stage, settings.name, settings.model_dump(mode="json"))
+    report = StageReport(
+        stage=stage,
+        objective=settings.name,
+        settings=settings.model_dump(mode="json"),
+        started=time.time(),
+        layers={name: len(owners) for name, owners in towers.owners.items()},
+    )
     frozen = frozen_sha256(towers, stage)
     task = StageTask(towers, data.item_features, stage, settings)
     maker = data.batch_maker(towers.spec, stage, settings, model.negatives, seed + stage)
@@ -150,8 +161,9 @@ def train_stage(
 
     run("train", settings.rounds)
     if stage < towers.spec.n_objectives - 1:
-        importance = task.importance(maker)
+        importance, before = task.importance(maker), towers.owners
         towers.release(stage, settings.tau, seed, importance, settings.prune)
+        report.pruned = masks.pruned(before, towers.owners, importance, stage)
         task.take_ownership()
         if settings.recovery_share > 0:
             maker.subset(settings.recovery_share)

@@ -68,6 +68,7 @@ def write_warm_up(
             for request in (one, informed)
         ),
         (names.SIGNATURE_ITEM_TITLES, asked),
+        (names.SIGNATURE_USER_HISTORY, {names.USER_ID: one[names.USER_ID]}),
     ]
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:

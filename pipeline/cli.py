@@ -6,21 +6,22 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks.cli import bench
+from pipeline.explorer.command import explore
+from pipeline.lineage.command import lineage
+from pipeline.options import WORKDIR
+from pipeline.report.command import report
+from pipeline.runs_command import runs
 from pipeline.versions_command import versions
 
-EXIT_NOT_BLESSED = 3
+if TYPE_CHECKING:
+    from pipeline.dag import Workdir
 
-_WORKDIR = click.option(
-    "--workdir",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Directory of the run: artifacts, metadata, pushed models, summary.json.",
-)
+EXIT_NOT_BLESSED = 3
 
 
 class _Group(click.Group):
@@ -63,7 +64,7 @@ def main(verbose: bool) -> None:
     required=True,
     help="YAML configuration, or the name of a ready one, e.g. movielens-100k.",
 )
-@_WORKDIR
+@WORKDIR
 @click.option("--from-node", help="First node to run; earlier ones come from the run before.")
 @click.option("--to-node", help="Last node to run.")
 @click.option("--no-cache", is_flag=True, help="Execute the nodes even if nothing has changed.")
@@ -85,11 +86,19 @@ def run(
 
     console.say(f"{config.name}: starting TFX (about half a minute)")
     from pipeline.dag import Workdir
-    from pipeline.local_runner import run_locally
+    from pipeline.local.runner import run_locally
     from pipeline.summary import summarise, write_summary
+    from schemas.settings import ConfigError
 
     place = Workdir(workdir)
-    run_locally(config, place, from_node, to_node, not no_cache, console.NodeProgress())
+    try:
+        run_locally(config, place, from_node, to_node, not no_cache, console.NodeProgress())
+    except ConfigError:  # nothing has begun
+        raise
+    except Exception:
+        _write_report(place)
+        raise
+    _write_report(place)
     summary = summarise(config, place, time.monotonic() - started)
     write_summary(summary, place.summary)
     console.show_summary(summary, place.summary)
@@ -102,8 +111,22 @@ def run(
         sys.exit(EXIT_NOT_BLESSED)
 
 
+def _write_report(place: Workdir) -> None:
+    from pipeline import console
+    from pipeline.report.render import write_report
+
+    try:
+        write_report(place.metadata, None, place.report)
+    except Exception as error:  # a picture that cannot be drawn must not undo or hide a run
+        console.say(
+            f"No report: {error!r}. Try again: csmf -v report --workdir {place.root}", "red"
+        )
+    else:
+        console.say(f"Report: {place.report}")
+
+
 @main.command()
-@_WORKDIR
+@WORKDIR
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8500, show_default=True, help="0 = any free port.")
 @click.option(
@@ -145,7 +168,7 @@ def serve(
 
 
 @main.command()
-@_WORKDIR
+@WORKDIR
 @click.option("--user", required=True, help="User id.")
 @click.option(
     "--weights",
@@ -164,6 +187,7 @@ def serve(
 )
 @click.option("--exclude", multiple=True, help="Item id that must not come back; repeatable.")
 @click.option("--address", help="host:port of a server; default: the workdir's, or one is started.")
+@click.option("--json", "as_json", is_flag=True, help="For machines, and `csmf lineage --request`.")
 def recommend(
     workdir: Path,
     user: str,
@@ -171,24 +195,17 @@ def recommend(
     count: int,
     exclude: tuple[str, ...],
     address: str | None,
+    as_json: bool,
 ) -> None:
     """Print a table of recommended titles for one user, one column per weighting."""
     from pipeline import console
-    from pipeline.recommend import recommend_table
+    from pipeline.recommend import recommend as ask
 
-    console.show_recommendations(recommend_table(workdir, user, weights, count, exclude, address))
-
-
-@main.command()
-@_WORKDIR
-@click.option("--version", type=int, required=True, help="A pushed version.")
-def lineage(workdir: Path, version: int) -> None:
-    """Show where a pushed version came from: logs, configuration, stages, metrics."""
-    from pipeline import console
-    from pipeline.lineage import lineage as trace
-    from pipeline.lineage import render
-
-    console.say(render(trace(workdir / "metadata.sqlite", version)))
+    answer = ask(workdir, user, weights, count, exclude, address)
+    if as_json:
+        click.echo(answer.to_json())
+    else:
+        console.show_recommendations(answer)
 
 
 @main.group()
@@ -222,8 +239,8 @@ def fetch(name: str, data_dir: Path) -> None:
     click.echo((directory / "TERMS.txt").read_text(encoding="utf-8"))
 
 
-main.add_command(bench)
-main.add_command(versions)
+for command in (bench, explore, lineage, report, runs, versions):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pipeline.local_runner import NodeEvent
+    from pipeline.local.runner import NodeEvent
     from pipeline.recommend import Recommendations
 
 # Titles and messages are data: nothing in them is markup or the name of an emoji.
@@ -55,7 +56,7 @@ class NodeProgress:
         self._started = 0.0
 
     def __call__(self, node: str, event: NodeEvent) -> None:
-        """See `pipeline.local_runner.NodeProgress`."""
+        """See `pipeline.local.runner.NodeProgress`."""
         if event == "starts":
             self._started = time.monotonic()
             say(node, "bold cyan")
@@ -130,8 +131,9 @@ def show_recommendations(result: Recommendations) -> None:
         )
     )
     table.add_column("#", justify="right")
-    for weighting in result.weightings:
+    for weighting in result.lists:
         table.add_column(Text(weighting.replace(",", "\n")))
-    for place, row in enumerate(result.rows, start=1):
+    columns = [[f"{e.title}  {e.score:.2f}" for e in items] for items in result.lists.values()]
+    for place, row in enumerate(zip_longest(*columns, fillvalue=""), start=1):
         table.add_row(str(place), *(Text(cell) for cell in row))
     say(table)

@@ -24,6 +24,7 @@ from components.retrieval_evaluator.component import RetrievalEvaluator
 from components.serving_validator.component import ServingValidator
 from models.features import FeatureKinds
 from pipeline.config import PipelineConfig
+from pipeline.options import METADATA_FILE, REPORT_FILE
 from schemas.names import CATALOGUE_SPLIT, EVAL_SPLIT, TRAIN_SPLIT
 from schemas.tfmd import CATALOGUE, TIMELINES, build_schemas, write_schemas
 
@@ -42,7 +43,7 @@ class Workdir:
     @property
     def metadata(self) -> Path:
         """The ML Metadata database."""
-        return self.root / "metadata.sqlite"
+        return self.root / METADATA_FILE
 
     @property
     def schemas(self) -> Path:
@@ -53,6 +54,11 @@ class Workdir:
     def summary(self) -> Path:
         """Machine-readable result of the last run."""
         return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about the last run."""
+        return self.root / REPORT_FILE
 
     def serving(self, config: PipelineConfig) -> Path:
         """The pushed versions."""
@@ -155,6 +161,7 @@ def create_pipeline(
         settings=config.evaluation,
         objectives=objectives,
         features=features,
+        index=config.index,
         seed=config.seed,
         serving_dir=serving_dir,
         model_name=config.serving.model_name,

@@ -6,8 +6,8 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from pipeline.serve import any_server
 from pipeline.versions import served_models
@@ -17,15 +17,46 @@ from schemas.versions import newest_version
 from serving.client import RecommenderClient
 
 
+class RecommendedItem(NamedTuple):
+    """One place of a list."""
+
+    item: str
+    title: str
+    score: float
+
+
 @dataclass(frozen=True)
 class Recommendations:
-    """A table: one column per weighting, one row per place."""
+    """Lists of one user, one for each weighting.
+
+    Attributes:
+      user: their id.
+      model, version: what answered.
+      model_id: id in the manifest of that version, which `csmf lineage --request` looks for; ""
+        where the version is not in the workdir.
+      lists: weighting as it was asked -> items, best first.
+    """
 
     user: str
     model: str
     version: int
-    weightings: list[str]
-    rows: list[list[str]]
+    model_id: str
+    lists: dict[str, list[RecommendedItem]]
+
+    def to_json(self) -> str:
+        """The answer for machines."""
+        lists = [
+            {"weights": weights, "items": [item._asdict() for item in items]}
+            for weights, items in self.lists.items()
+        ]
+        answer = {
+            "user": self.user,
+            "model": self.model,
+            "version": self.version,
+            "model_id": self.model_id,
+            "lists": lists,
+        }
+        return json.dumps(answer, indent=2, ensure_ascii=False)
 
 
 def parse_weights(text: str, objectives: Sequence[str]) -> list[float]:
@@ -51,7 +82,7 @@ def parse_weights(text: str, objectives: Sequence[str]) -> list[float]:
     return list(weights.values())
 
 
-def recommend_table(
+def recommend(
     workdir: Path,
     user: str,
     weightings: Sequence[str],
@@ -68,28 +99,32 @@ def recommend_table(
     model, base = next(iter(served_models(workdir).items()))
     newest = newest_version(base)
     assert newest is not None  # served_models names only models that have a version
-    manifest = json.loads((newest / MANIFEST_FILE).read_text(encoding="utf-8"))
-    objectives = manifest["objectives"]
+    objectives = _manifest(newest)["objectives"]
     texts = list(weightings) or [",".join(f"{name}=1" for name in objectives)]
     weights = [parse_weights(text, objectives) for text in texts]
     server = contextlib.nullcontext(address) if address else any_server(workdir, model)
     with server as where, RecommenderClient(where, model, timeout_seconds=30.0) as client:
         answers = [client.recommend(user, w, exclude=exclude, n=count) for w in weights]
-        columns = [
-            [
-                f"{title}  {score:.2f}"
-                for title, (_, score) in zip(
-                    client.titles([item for item, _ in answer.items], answer.version),
-                    answer.items,
-                    strict=True,
-                )
-            ]
-            for answer in answers
+        titles = [
+            client.titles([item for item, _ in answer.items], answer.version) for answer in answers
         ]
+    version = answers[0].version
     return Recommendations(
         user,
         model,
-        answers[0].version,
-        texts,
-        [list(row) for row in zip_longest(*columns, fillvalue="")],
+        version,
+        _manifest(base / str(version)).get("model_id", ""),
+        {
+            text: [
+                RecommendedItem(item, title, score)
+                for (item, score), title in zip(answer.items, named, strict=True)
+            ]
+            for text, answer, named in zip(texts, answers, titles, strict=True)
+        },
     )
+
+
+def _manifest(version: Path) -> dict[str, Any]:
+    """Of a version; empty where the server that answered has it elsewhere."""
+    path = version / MANIFEST_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import console
+from pipeline.temporary_server import TemporaryServer
 from pipeline.versions import (
     ADDRESS_FILE,
     pinned_version,
@@ -21,12 +18,9 @@ from pipeline.versions import (
     write_models,
 )
 from schemas.names import STOCK_SUFFIX
-from schemas.settings import ConfigError
 from serving.command import serve
-from serving.config_files import MODELS_FILE, to_text
 from serving.options import BatchingOptions, ServerOptions
 
-_START_TIMEOUT_SECONDS = 120.0
 # Rows that run together at most, and full batches that may wait: beyond, calls are refused.
 _BATCHING = BatchingOptions(max_batch_size=1024, max_enqueued_batches=2)
 _METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -89,39 +83,10 @@ def any_server(workdir: Path, model: str) -> Iterator[str]:
     if address is not None and _is_available(address, model):
         yield address
         return
-    with _temporary_server(workdir) as address:
-        yield address
+    with TemporaryServer(servable_models(workdir)) as server:
+        yield server.wait()
 
 
 def _is_available(address: str, model: str) -> bool:
     states = served_states(address, model) or {}
     return any(state.state == "AVAILABLE" for state in states.values())
-
-
-@contextlib.contextmanager
-def _temporary_server(workdir: Path) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as scratch:
-        port_file = Path(scratch) / "port"
-        log_file = Path(scratch) / "log"
-        models_file = Path(scratch) / MODELS_FILE
-        models_file.write_text(to_text(servable_models(workdir)), encoding="utf-8")
-        arguments = ["--host=127.0.0.1", "--port=0", f"--port_file={port_file}"]
-        arguments += [f"--model_config_file={models_file}"]
-        arguments += ["--allow_version_labels_for_unavailable_models"]
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "serving", *arguments], stdout=log, stderr=log
-            )
-        try:
-            deadline = time.monotonic() + _START_TIMEOUT_SECONDS
-            while not port_file.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise ConfigError(
-                        "the server did not start; the end of its log:\n"
-                        + log_file.read_text(errors="replace")[-2000:]
-                    )
-                time.sleep(0.05)
-            yield f"127.0.0.1:{port_file.read_text(encoding='utf-8').strip()}"
-        finally:
-            process.terminate()
-            process.wait(timeout=30)

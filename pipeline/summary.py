@@ -3,64 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from ml_metadata.metadata_store import MetadataStore
-from ml_metadata.proto import metadata_store_pb2
 
 from components.interaction_gen import spec as interaction_gen
 from components.retrieval_evaluator import spec as retrieval_evaluator
 from components.serving_validator import spec as serving_validator
 from pipeline.config import PipelineConfig
 from pipeline.dag import Workdir
-from pipeline.local_runner import latest_run, open_store
+from pipeline.metadata.runs import NodeRun, read_run
+from pipeline.metadata.store import open_store
 from schemas.files import write_atomically
 from schemas.versions import versions_in
-
-_OK = (metadata_store_pb2.Execution.COMPLETE, metadata_store_pb2.Execution.CACHED)
-
-
-@dataclass(frozen=True)
-class NodeRun:
-    """One node of the latest run."""
-
-    execution: metadata_store_pb2.Execution
-    outputs: dict[str, metadata_store_pb2.Artifact]
-
-    @property
-    def cached(self) -> bool:
-        """Nothing was executed: an earlier execution's outputs were taken."""
-        return self.execution.last_known_state == metadata_store_pb2.Execution.CACHED
-
-    @property
-    def seconds(self) -> float:
-        """From the start of the node to its publication."""
-        run = self.execution
-        return (run.last_update_time_since_epoch - run.create_time_since_epoch) / 1000.0
-
-
-def nodes_of_latest_run(store: MetadataStore) -> dict[str, NodeRun]:
-    """Node id -> its execution in the latest run, in order; failed executions are left out."""
-    run = latest_run(store)
-    if run is None:
-        return {}
-    nodes = {}
-    for execution in sorted(store.get_executions_by_context(run.id), key=lambda e: e.id):
-        if execution.last_known_state not in _OK:
-            continue
-        outputs = {}
-        for event in store.get_events_by_execution_ids([execution.id]):
-            if event.type == metadata_store_pb2.Event.OUTPUT:
-                key = next(step.key for step in event.path.steps if step.key)
-                (outputs[key],) = store.get_artifacts_by_id([event.artifact_id])
-        node_id = execution.name.split(".", 1)[-1]
-        for context in store.get_contexts_by_execution(execution.id):
-            if context.type == "node":
-                node_id = context.name.split(".", 1)[-1]
-        nodes[node_id] = NodeRun(execution, outputs)
-    return nodes
 
 
 def summarise(config: PipelineConfig, workdir: Workdir, seconds: float) -> dict[str, Any]:
@@ -71,7 +26,8 @@ def summarise(config: PipelineConfig, workdir: Workdir, seconds: float) -> dict[
       workdir: of the run.
       seconds: wall time of the whole run, imports included.
     """
-    nodes = nodes_of_latest_run(open_store(workdir))
+    run = read_run(open_store(workdir.metadata))
+    nodes = {name: node for name, node in run.nodes.items() if node.done}
     evaluation = _json(
         nodes,
         "RetrievalEvaluator",
@@ -124,14 +80,14 @@ def write_summary(summary: dict[str, Any], path: Path) -> None:
     write_atomically(path, json.dumps(summary, indent=2).encode())
 
 
-def _json(nodes: dict[str, NodeRun], node: str, output: str, file: str) -> dict[str, Any]:
+def _json(nodes: Mapping[str, NodeRun], node: str, output: str, file: str) -> dict[str, Any]:
     if node not in nodes:
         return {}
     path = Path(nodes[node].outputs[output].uri) / file
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _pushed_version(nodes: dict[str, NodeRun]) -> int | None:
+def _pushed_version(nodes: Mapping[str, NodeRun]) -> int | None:
     if "Pusher" not in nodes:
         return None
     properties = nodes["Pusher"].outputs["pushed_model"].custom_properties

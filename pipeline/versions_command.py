@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.options import WORKDIR
+
 if TYPE_CHECKING:
     from pipeline.versions import PushedVersion
-
-_WORKDIR = click.option(
-    "--workdir",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Directory of the run.",
-)
-
 
 _MODEL = click.option("--model", help="Needed if several models were pushed there.")
 _LATEST = "latest"
@@ -41,7 +35,7 @@ def versions() -> None:
 
 
 @versions.command("list")
-@_WORKDIR
+@WORKDIR
 @_MODEL
 def list_command(workdir: Path, model: str | None) -> None:
     """Show the versions on disk, which is served, and what the running server says of them."""
@@ -94,7 +88,7 @@ def _state(version: PushedVersion) -> str:
 
 
 @versions.command()
-@_WORKDIR
+@WORKDIR
 @_MODEL
 @click.option(
     "--to",

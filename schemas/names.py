@@ -27,6 +27,7 @@ SIGNATURE_EMBED_USER = "embed_user"
 SIGNATURE_SCORE_ITEMS = "score_items"
 SIGNATURE_EXAMPLES = "examples"
 SIGNATURE_ITEM_TITLES = "item_titles"
+SIGNATURE_USER_HISTORY = "user_history"
 
 HISTORY_ITEM_IDS = "history_item_ids"  # string[B, H], padded with ""
 HISTORY_LEVELS = "history_levels"  # int64[B, H]
@@ -50,6 +51,8 @@ VECTORS_FILE = "vectors.npz"
 
 # --- files beside a SavedModel --------------------------------------------------------------
 MANIFEST_FILE = "assets.extra/manifest.json"
+USERS_FILE = "assets/users"  # the vocabularies of Transform, one id a line
+ITEMS_FILE = "assets/items"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"  # TensorFlow Serving's name
 
 

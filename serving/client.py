@@ -109,6 +109,22 @@ class UserEmbedding:
     block_sizes: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class ItemScores:
+    """Exact scores of M items for one user.
+
+    Attributes:
+      model, version: what answered.
+      objective_scores: [M, K] float32, per objective, without weights.
+      scores: [M] float32, fused: the sum of the former times the weights.
+    """
+
+    model: str
+    version: int
+    objective_scores: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+
 class VersionState(NamedTuple):
     """State of one model version, as the server reports it."""
 
@@ -197,6 +213,59 @@ class RecommenderClient:
         ]
         spec = response.model_spec
         return Recommendation(spec.name, spec.version.value, items[:n])
+
+    def score_items(
+        self,
+        user: str | bytes,
+        item_ids: Sequence[str | bytes],
+        weights: Sequence[float] | None = None,
+        history: Sequence[tuple[str | bytes, int]] = (),
+        version: Version = None,
+        features: Mapping[str, Feature] | None = None,
+    ) -> ItemScores:
+        """Scores given items for a user, objective by objective, in the order asked.
+
+        Args:
+          user, weights, history, version, features: as in `recommend`.
+          item_ids: at least one; an unknown one is scored as an item without features.
+
+        Raises:
+          RecommenderError: the call failed.
+          ValueError: no item is given.
+        """
+        if not item_ids:
+            raise ValueError("name at least one item to score")
+        inputs = _user_inputs(user, history, features or {})
+        inputs[names.ITEM_IDS] = _strings(item_ids, [1, len(item_ids)])
+        if weights is not None:
+            inputs[names.OBJECTIVE_WEIGHTS] = _floats(weights)
+        response = self._call_predict(names.SIGNATURE_SCORE_ITEMS, inputs, version)
+        spec = response.model_spec
+        return ItemScores(
+            spec.name,
+            spec.version.value,
+            self._floats_of(response, names.OBJECTIVE_SCORES).reshape(len(item_ids), -1),
+            self._floats_of(response, names.SCORES),
+        )
+
+    def user_history(self, user: str | bytes, version: Version = None) -> list[tuple[str, int]]:
+        """Returns what the model has stored of a user: (item id, level reached), oldest first.
+
+        It is empty for a user unknown from training.
+
+        Raises:
+          RecommenderError: the call failed; FAILED_PRECONDITION if the version has no such
+            signature, as those exported before there was one.
+        """
+        inputs = {names.USER_ID: _strings([user], [1])}
+        response = self._call_predict(names.SIGNATURE_USER_HISTORY, inputs, version)
+        item_ids = self._output(response, names.HISTORY_ITEM_IDS).string_val
+        levels = _values(self._output(response, names.HISTORY_LEVELS), "int64_val", "<i8")
+        return [
+            (item_id.decode("utf-8", errors="replace"), int(level))
+            for item_id, level in zip(item_ids, levels, strict=True)
+            if item_id
+        ]
 
     def titles(self, item_ids: Sequence[str | bytes], version: Version = None) -> list[str]:
         """Returns the titles of items, in the order asked.

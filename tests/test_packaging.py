@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "components", "models", "schemas", "serving", "configs", "benchmarks")
-MAKE_TARGETS = ("run", "test", "unit", "slow", "lint", "lock", "peers", "clean", "help")
+MAKE_TARGETS = ("run", "test", "unit", "slow", "lint", "lock", "browser", "peers", "clean", "help")
 
 
 def locked_versions() -> dict[str, str]:
@@ -103,6 +103,8 @@ def test_a_build_ships_every_package_config_and_schema(tmp_path: Path) -> None:
         for folder, pattern in (
             ("configs", "*.yaml"),
             ("schemas", "*.pbtxt"),
+            ("pipeline", "*.j2"),
+            ("pipeline", "static/*"),
             *((package, "*.py") for package in PACKAGES),
         )
         for path in (source / folder).rglob(pattern)

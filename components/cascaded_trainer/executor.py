@@ -14,13 +14,14 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.types.artifact import Artifact
 
+from components.artifacts import compact_json
 from components.cascaded_trainer import spec
 from components.examples import read_split
 from models.catalogue import read_catalogue
 from models.features import FeatureKinds
 from models.preprocessing import ITEM_VOCABULARY, USER_VOCABULARY
 from models.settings import ModelSettings, StageSettings
-from models.stages import TrainingData, train_stage
+from models.stages import StageReport, TrainingData, train_stage
 from models.timelines import read_timelines
 from models.towers import TowerSpec, TwoTower
 from models.weighting import chosen_weights
@@ -106,8 +107,16 @@ class Executor(base_executor.BaseExecutor):
         (directory / spec.REPORT_FILE).write_text(
             json.dumps(dataclasses.asdict(report), indent=2), encoding="utf-8"
         )
-        artifact.stage = stage
-        artifact.objective = settings.name
-        artifact.set_string_custom_property("owned", json.dumps(report.owned))
-        artifact.set_string_custom_property("upstream_sha256", report.upstream_sha256)
-        artifact.set_float_custom_property("loss", report.phases[-1].fitted.losses[-1])
+        _describe(artifact, report)
+
+
+def _describe(artifact: Artifact, report: StageReport) -> None:
+    """Notes the stage in ML Metadata, so that lineage needs no file."""
+    artifact.stage = report.stage
+    artifact.objective = report.objective
+    artifact.set_string_custom_property("owned", compact_json(report.owned))
+    artifact.set_string_custom_property("settings", compact_json(report.settings))
+    artifact.set_string_custom_property("upstream_sha256", report.upstream_sha256)
+    artifact.set_float_custom_property("loss", report.phases[-1].fitted.losses[-1])
+    if report.weights:
+        artifact.set_string_custom_property("weights", compact_json(report.weights))

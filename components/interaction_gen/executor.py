@@ -12,6 +12,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils
 from tfx.types.artifact import Artifact
 
+from components.artifacts import compact_json
 from components.interaction_gen import spec
 from components.interaction_gen.ingest import Outputs, ingest
 from schemas.logs import DataError, DataSettings
@@ -36,7 +37,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
           output_dict:
             - examples: standard_artifacts.Examples, splits train, eval, catalogue.
             - dead_letters: DeadLetters.
-            - summary: IngestionSummary.
+            - summary: IngestionSummary; `IngestionReport.facts` as JSON in custom properties.
           exec_properties:
             - data: JSON of DataSettings.
             - objectives: JSON list of names, first of the funnel first.
@@ -48,13 +49,14 @@ class Executor(base_beam_executor.BaseBeamExecutor):
           DataError: the data cannot be used; names a directory with dead letters and summary.
         """
         examples = artifact_utils.get_single_instance(output_dict[spec.EXAMPLES_KEY])
+        summary = artifact_utils.get_single_instance(output_dict[spec.SUMMARY_KEY])
         outputs = Outputs(
             examples=examples.uri,
             dead_letters=artifact_utils.get_single_uri(output_dict[spec.DEAD_LETTERS_KEY]),
-            summary=artifact_utils.get_single_uri(output_dict[spec.SUMMARY_KEY]),
+            summary=summary.uri,
         )
         try:
-            ingest(
+            report = ingest(
                 DataSettings.parse(json.loads(exec_properties[spec.DATA_KEY])),
                 json.loads(exec_properties[spec.OBJECTIVES_KEY]),
                 exec_properties[spec.SEED_KEY],
@@ -69,6 +71,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             raise DataError(f"{error}\nAll dead letters and the counts: {kept}") from error
         examples.split_names = artifact_utils.encode_split_names(SPLITS)
         examples_utils.set_payload_format(examples, example_gen_pb2.FORMAT_TF_EXAMPLE)
+        for key, value in report.facts().items():
+            summary.set_string_custom_property(key, compact_json(value))
 
 
 def _keep_evidence(outputs: Outputs) -> str | None:

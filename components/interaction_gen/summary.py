@@ -88,6 +88,17 @@ class IngestionReport:
         """Returns the report as indented JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
+    def facts(self) -> dict[str, Any]:
+        """The part that lineage shows, as JSON types; small whatever the size of the log."""
+        whole = asdict(self)
+        tables = {
+            name: {key: value for key, value in table.items() if key != "dead_letter_kinds"}
+            for name, table in whole["tables"].items()
+        }
+        return {"tables": tables} | {
+            key: whole[key] for key in ("files", "users", "items", "split", "events")
+        }
+
     def positives(self, split: str) -> dict[str, int]:
         """Objective -> targets of a split that reach it; a conversion is also a click."""
         at_level = [self.targets[split][name] for name in self.objectives]

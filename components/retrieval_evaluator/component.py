@@ -13,6 +13,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from components.retrieval_evaluator import executor, spec
 from components.retrieval_evaluator.settings import EvaluationSettings
 from models.features import FeatureKinds
+from models.settings import IndexSettings
 
 
 class RetrievalEvaluatorSpec(ComponentSpec):
@@ -22,6 +23,7 @@ class RetrievalEvaluatorSpec(ComponentSpec):
         spec.SETTINGS_KEY: ExecutionParameter(type=str),
         spec.OBJECTIVES_KEY: ExecutionParameter(type=str),
         spec.FEATURES_KEY: ExecutionParameter(type=str),
+        spec.INDEX_KEY: ExecutionParameter(type=str),
         spec.SEED_KEY: ExecutionParameter(type=int),
         spec.SERVING_DIR_KEY: ExecutionParameter(type=str),
         spec.MODEL_NAME_KEY: ExecutionParameter(type=str),
@@ -58,6 +60,7 @@ class RetrievalEvaluator(base_component.BaseComponent):
         settings: EvaluationSettings,
         objectives: Sequence[str],
         features: FeatureKinds,
+        index: IndexSettings,
         seed: int,
         serving_dir: str,
         model_name: str,
@@ -72,10 +75,11 @@ class RetrievalEvaluator(base_component.BaseComponent):
           settings: what to measure and what to ask for.
           objectives: names, first of the funnel first.
           features: side features of users and items.
-          seed: of the sample of queries.
-          serving_dir: where Pusher puts blessed models; the newest there is what a candidate is
-            compared with. A directory, not a resolver, because it is what serves now (after a
-            rollback too) and because every orchestrator can read it.
+          index: settings of the model's index.
+          seed: of the samples of queries.
+          serving_dir: where Pusher puts blessed models; the one that is served from there, after a
+            rollback too, is what a candidate is compared with. A directory, not a resolver, because
+            every orchestrator can read it.
           model_name: name that the models are served under.
         """
         super().__init__(
@@ -87,6 +91,7 @@ class RetrievalEvaluator(base_component.BaseComponent):
                 settings=settings.model_dump_json(),
                 objectives=json.dumps(list(objectives)),
                 features=features.model_dump_json(),
+                index=index.model_dump_json(),
                 seed=seed,
                 serving_dir=serving_dir,
                 model_name=model_name,

@@ -36,7 +36,7 @@ def checks(
       settings: thresholds.
       metrics: of the candidate.
       popularity: of the popularity baseline on the same queries.
-      baseline: of the latest blessed model on the same queries; None when there is none.
+      baseline: of the served model on the same queries; None when there is none.
       ann_recall: share of the exact top 100 that the index finds.
       n_anomalies: found by the ExampleValidators.
     """

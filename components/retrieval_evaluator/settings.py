@@ -28,7 +28,7 @@ class EvaluationSettings(Settings):
     """Recall@50 must be at least this many times that of popularity, for every objective."""
 
     max_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
-    """How much of its Recall@50 an objective may lose against the latest blessed model."""
+    """How much of its Recall@50 an objective may lose against the served model."""
 
     ann_recall: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
     """Share of the exact top 100 that the ScaNN index must find."""

@@ -16,8 +16,9 @@ BLESSING_KEY = "blessing"  # ModelBlessing
 SETTINGS_KEY = "settings"  # JSON of EvaluationSettings
 OBJECTIVES_KEY = "objectives"  # JSON list of names, first of the funnel first
 FEATURES_KEY = "features"  # JSON of models.features.FeatureKinds
+INDEX_KEY = "index"  # JSON of models.settings.IndexSettings, those that the model was built with
 SEED_KEY = "seed"  # int
-SERVING_DIR_KEY = "serving_dir"  # str, where the latest blessed model lies
+SERVING_DIR_KEY = "serving_dir"  # str, where the served model lies
 MODEL_NAME_KEY = "model_name"  # str
 
 # --- files inside the outputs ----------------------------------------------------------------

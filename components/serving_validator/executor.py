@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tfx.types import artifact_utils
 from tfx.types.artifact import Artifact
 from tfx.utils import io_utils
 
+from components.artifacts import compact_json
 from components.serving_validator import spec
 from components.serving_validator.sample import sample_timelines
 from components.serving_validator.validate import validate
@@ -38,7 +40,8 @@ class Executor(base_executor.BaseExecutor):
             - examples: raw timelines; split `eval` is read.
           output_dict:
             - blessing: gets `report.json`, the file INFRA_BLESSED or INFRA_NOT_BLESSED, and the
-              custom properties `blessed` (1 or 0) and `failed` (names of the failed checks).
+              custom properties `blessed` (1 or 0), `failed` (names of the failed checks) and
+              `checks` (JSON of all of them).
           exec_properties:
             - objectives: JSON list of the names, in order.
             - sample_size: users to ask for.
@@ -76,6 +79,9 @@ class Executor(base_executor.BaseExecutor):
         verdict = spec.BLESSED_FILE if report.blessed else spec.NOT_BLESSED_FILE
         (directory / verdict).touch()
         blessing.set_int_custom_property(spec.BLESSED_PROPERTY, int(report.blessed))
+        blessing.set_string_custom_property(
+            spec.CHECKS_PROPERTY, compact_json([asdict(check) for check in report.checks])
+        )
         failed = [check for check in report.checks if not check.passed]
         blessing.set_string_custom_property(
             spec.FAILED_PROPERTY, "; ".join(check.name for check in failed)

@@ -21,6 +21,7 @@ DEFAULT_MINIMUM_RECALL = 0.95
 # --- the blessing (TFX's convention for InfraBlessing) --------------------------------------
 BLESSED_PROPERTY = "blessed"
 FAILED_PROPERTY = "failed"  # names of the failed checks, "; " between them
+CHECKS_PROPERTY = "checks"  # JSON: name, passed and detail of every check
 BLESSED_FILE = "INFRA_BLESSED"
 NOT_BLESSED_FILE = "INFRA_NOT_BLESSED"
 REPORT_FILE = "report.json"

@@ -153,6 +153,8 @@ def _all_requests() -> dict[str, tuple[str, dict[str, np.ndarray]]]:
         )
     titles = {names.ITEM_IDS: np.array([[b"i4", b"nothing", b""]], object)}
     requests["titles"] = (names.SIGNATURE_ITEM_TITLES, titles)
+    users = {names.USER_ID: np.array([b"u1", b"stranger", b"u24"], object)}
+    requests["stored histories"] = (names.SIGNATURE_USER_HISTORY, users)
     return requests
 
 
@@ -214,6 +216,7 @@ def test_fresh_processes_answer_as_before_saving_and_across_flavours(
         names.SIGNATURE_EMBED_USER: recommender.embed_user,
         names.SIGNATURE_SCORE_ITEMS: recommender.score_items,
         names.SIGNATURE_ITEM_TITLES: recommender.item_titles,
+        names.SIGNATURE_USER_HISTORY: recommender.user_history,
     }
     for name, (signature, inputs) in _all_requests().items():
         before = methods[signature]({key: tf.constant(v) for key, v in inputs.items()})
@@ -538,6 +541,46 @@ def test_titles(call: Call) -> None:
     assert titles.tolist() == [[b"Title of 4", b""], [b"", b"Title of 39"]]
 
 
+def test_stored_histories_are_those_of_the_logs(shop: Any, call: Call) -> None:
+    users = [*shop.timelines, b"stranger", b""]
+    answer = call(names.SIGNATURE_USER_HISTORY, user_id=tf.constant(users))
+    items, levels = answer[names.HISTORY_ITEM_IDS], answer[names.HISTORY_LEVELS]
+    assert items.shape == levels.shape == (len(users), max(map(len, shop.timelines.values())))
+    assert levels.dtype == np.int64
+    for row, user in enumerate(users):
+        stored = shop.timelines.get(user, [])
+        found = list(zip(items[row].tolist(), levels[row].tolist(), strict=True))
+        assert found == stored + [(b"", 0)] * (items.shape[1] - len(stored))
+    nobody = call(names.SIGNATURE_USER_HISTORY, user_id=tf.constant([b"stranger"]))
+    assert nobody[names.HISTORY_ITEM_IDS].shape == (1, 0)
+
+
+def test_a_stored_history_sent_back_is_answered_like_the_stored_one(call: Call) -> None:
+    stored = call(names.SIGNATURE_USER_HISTORY, user_id=tf.constant([b"u1"]))
+    sent = _request([b"u1"]) | {key: tf.constant(value) for key, value in stored.items()}
+    _same(
+        call(names.SIGNATURE_RECOMMEND, **sent),
+        call(names.SIGNATURE_RECOMMEND, **_request([b"u1"])),
+    )
+
+
+def test_an_event_with_an_item_that_is_no_candidate_is_not_told(shop: Any) -> None:
+    unknown = dataclasses.replace(shop.profiles, items=np.full_like(shop.profiles.items, -1))
+    recommender = Recommender(
+        shop.towers,
+        shop.transform,
+        USER_KINDS,
+        shop.catalogue,
+        unknown,
+        None,
+        TOP_K,
+        ["exposure", "click", "conversion"],
+    )
+    answer = recommender.user_history({names.USER_ID: tf.constant([b"u1"])})
+    assert set(answer[names.HISTORY_ITEM_IDS].numpy().ravel()) == {b""}
+    assert not answer[names.HISTORY_LEVELS].numpy().any()
+
+
 def test_items_are_scored_one_list_for_all_or_one_each(call: Call) -> None:
     request = _without(_request([b"u1", b"stranger"]), names.EXCLUDE_ITEM_IDS)
     ids = [b"i3", b"nothing", b"", b"i39"]
@@ -561,6 +604,15 @@ def test_weights_that_are_no_numbers_are_refused(call: Call, signature: str, bad
 
 
 # --- the servable on disk -------------------------------------------------------------------
+
+
+def test_vocabularies_lie_where_their_readers_look(exported: Any, shop: Any) -> None:
+    for flavour in names.FLAVOURS:
+        for file, ids in (
+            (names.USERS_FILE, shop.transform.vocabulary_by_name("users")),
+            (names.ITEMS_FILE, shop.catalogue.item_ids.tolist()),
+        ):
+            assert (exported.directory / flavour / file).read_bytes().splitlines() == ids
 
 
 def test_vectors_belong_to_the_ids_beside_them(exported: Any, shop: Any) -> None:
@@ -825,6 +877,7 @@ def test_signatures_carry_defaults_for_all_but_the_user(exported: Any) -> None:
                 names.SIGNATURE_SCORE_ITEMS,
                 names.SIGNATURE_EXAMPLES,
                 names.SIGNATURE_ITEM_TITLES,
+                names.SIGNATURE_USER_HISTORY,
             }
             recommend = servable.signatures[names.SIGNATURE_RECOMMEND]
             assert set(recommend.inputs) - set(recommend.defaults) == {names.USER_ID}
@@ -856,7 +909,7 @@ def server(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.mark.parametrize("model", ["recommender", "recommender_stock"])
 def test_the_client_gets_the_same_answers_from_the_server(
-    server: ModelServer, call: Call, model: str
+    server: ModelServer, shop: Any, call: Call, model: str
 ) -> None:
     with RecommenderClient(f"127.0.0.1:{server.port}", model, 30.0) as client:
 
@@ -891,6 +944,19 @@ def test_the_client_gets_the_same_answers_from_the_server(
         expected = call(names.SIGNATURE_EMBED_USER, **_without(MANY["known user"], *USER_INPUTS))
         np.testing.assert_allclose(embedded.blocks, expected[names.BLOCKS][0], rtol=1e-4, atol=1e-5)
         assert list(embedded.block_sizes) == expected[names.BLOCK_SIZES].tolist()
+        request = _without(MANY["weights"], names.EXCLUDE_ITEM_IDS)
+        scored = client.score_items("u3", ["i3", "nothing"], weights=[0.0, 0.2, 3.0])
+        expected = call(
+            names.SIGNATURE_SCORE_ITEMS, **request, item_ids=tf.constant([[b"i3", b"nothing"]])
+        )
+        for key, found in (
+            (names.OBJECTIVE_SCORES, scored.objective_scores),
+            (names.SCORES, scored.scores),
+        ):
+            np.testing.assert_allclose(found, expected[key][0], rtol=1e-4, atol=1e-5)
+        stored = [(item.decode(), level) for item, level in shop.timelines[b"u1"]]
+        assert client.user_history("u1") == stored
+        assert client.user_history("stranger") == []
 
 
 @pytest.mark.parametrize("model", ["recommender", "recommender_stock"])

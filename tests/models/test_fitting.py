@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from models import fitting
 from models.batches import BatchMaker
 from models.fitting import Fitted, Task, TensorBatch, fit
 from models.settings import NegativeSettings, StageSettings, TowerSettings, ValidationSettings
@@ -132,6 +134,18 @@ def test_without_validation_all_rounds_are_trained_and_the_last_is_kept() -> Non
     np.testing.assert_allclose(task.weight, [1 + _adam(1, 5), -1 + _adam(-2, 5)], rtol=1e-4)
     assert len(told) == 5
     assert told[0].startswith("round 1/5, loss 3.0000, ")
+
+
+def test_the_seconds_of_every_round_count_from_the_start_of_the_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Asked at the start, at the end of each of three rounds, and at the end of it all.
+    clock = iter([100.0, 101.5, 104.25, 110.12349, 111.0])
+    # Of this module only: other threads look at the time, too.
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    fitted = _fit(_Pull(), 3)
+    assert fitted.round_seconds == [1.5, 4.25, 10.123]
+    assert fitted.seconds == 11.0
 
 
 def test_a_line_of_progress_tells_the_validation() -> None:

@@ -243,3 +243,29 @@ def test_every_allowed_weight_is_trained_by_exactly_one_stage(
 ) -> None:
     trained = sum(masks.trainable(inputs, outputs, stage).astype(int) for stage in range(3))
     assert np.array_equal(trained, masks.allowed(inputs, outputs).astype(int))
+
+
+# --- what was pruned ------------------------------------------------------------------------
+
+
+def test_what_was_pruned_by_hand() -> None:
+    # Stage 1 owns slots 0, 2, 3 of a and none of b; the rule frees slot 2 of a.
+    before = {"a": np.array([1, 0, 1, 1], np.int32), "b": np.array([0, 0], np.int32)}
+    after = {"a": np.array([1, 0, 2, 1], np.int32), "b": before["b"]}
+    importance = {"a": np.array([5.0, 9.0, 0.5, 3.0]), "b": np.array([1.0, 2.0])}
+    assert masks.pruned(before, after, importance, 1) == {
+        "a": masks.Pruned(importance=[0.5, 3.0, 5.0], freed=1),
+        "b": masks.Pruned(importance=[], freed=0),
+    }
+
+
+@given(data=st.data(), tau=TAUS, stage=st.integers(0, 2))
+def test_cpp_frees_a_prefix_of_the_importances(data: st.DataObject, tau: float, stage: int) -> None:
+    n = data.draw(st.integers(1, 30))
+    owners = {"a": data.draw(hnp.arrays(np.int32, n, elements=st.integers(0, 3)))}
+    importance = {"a": data.draw(hnp.arrays(np.float64, n, elements=st.floats(0, 100)))}
+    after = masks.hand_over(owners, importance, stage, tau)
+    layer = masks.pruned(owners, after, importance, stage)["a"]
+    assert len(layer.importance) == int(np.sum(owners["a"] == stage))
+    freed = importance["a"][(owners["a"] == stage) & (after["a"] == stage + 1)]
+    assert layer.importance[: layer.freed] == sorted(freed)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -125,6 +128,11 @@ def test_reports_tell_what_happened(cascade: Any) -> None:
             assert phase.fitted.recalls == [], "nothing was held out"
             assert phase.fitted.kept_round == len(phase.fitted.losses)
             assert phase.positives == positives[level], "recovery_share is 1 by default"
+            seconds = phase.fitted.round_seconds
+            assert len(seconds) == len(phase.fitted.losses)
+            assert sorted(seconds) == seconds
+            assert seconds[0] > 0
+            assert seconds[-1] <= phase.fitted.seconds
         losses = report.phases[0].fitted.losses
         assert np.all(np.isfinite(losses))
         assert losses[-1] < losses[0]
@@ -133,7 +141,33 @@ def test_reports_tell_what_happened(cascade: Any) -> None:
     assert cascade.told[0].startswith("exposure: train round 1/12, loss ")
 
 
+def test_reports_tell_when_stages_started(cascade: Any) -> None:
+    moments = [report.started for report in cascade.reports]
+    assert 0 < time.time() - moments[2] < 3600, "seconds since the epoch"
+    for report, later in itertools.pairwise(cascade.reports):
+        assert report.started + sum(p.fitted.seconds for p in report.phases) <= later.started
+
+
+def test_reports_tell_what_was_pruned(cascade: Any) -> None:
+    for stage, report in enumerate(cascade.reports[:2]):
+        owners, before = cascade.owners[stage], cascade.owners[stage - 1] if stage else None
+        assert set(report.pruned) == set(report.layers) == set(owners)
+        for name, layer in report.pruned.items():
+            assert report.layers[name] == len(owners[name])
+            owned = len(owners[name]) if before is None else int(np.sum(before[name] == stage))
+            assert len(layer.importance) == owned
+            assert layer.importance == sorted(layer.importance)
+            assert layer.freed == int(np.sum(owners[name] == stage + 1))
+            assert layer.freed + report.owned[name] == owned
+            # CPP: what was freed is a prefix of the importances, and at most tau of their sum.
+            mass = sum(layer.importance[: layer.freed])
+            assert mass <= 0.6 * sum(layer.importance) * (1 + 1e-9)
+            assert mass + layer.importance[layer.freed] > 0.6 * sum(layer.importance)
+    json.dumps([dataclasses.asdict(report) for report in cascade.reports])  # it becomes stage.json
+
+
 def test_the_last_stage_is_neither_pruned_nor_recovered(cascade: Any) -> None:
+    assert cascade.reports[2].pruned == {}
     assert [phase.name for phase in cascade.reports[2].phases] == ["train"]
     for name, owners in cascade.owners[2].items():
         assert np.array_equal(owners, cascade.owners[1][name])

@@ -10,8 +10,8 @@ from ml_metadata.proto import metadata_store_pb2 as pb
 from pipeline import console
 from pipeline.config import PipelineConfig
 from pipeline.dag import Workdir
-from pipeline.local_runner import open_store
-from pipeline.summary import nodes_of_latest_run, summarise, write_summary
+from pipeline.local.records import open_store
+from pipeline.summary import summarise, write_summary
 
 CONFIG = PipelineConfig.parse(
     {
@@ -49,7 +49,7 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.workdir = Workdir(root)
-        self.store = open_store(self.workdir)
+        self.store = open_store(self.workdir.metadata)
         self._pipeline = self._context("pipeline", "shop")
         self._runs = 0
 
@@ -131,38 +131,6 @@ def summary_of(recorder: Recorder) -> dict[str, Any]:
     return summarise(CONFIG, recorder.workdir, 12.34)
 
 
-# --- nodes of the latest run --------------------------------------------------------------------
-
-
-def test_no_run_no_nodes(recorder: Recorder) -> None:
-    assert nodes_of_latest_run(recorder.store) == {}
-
-
-def test_only_the_latest_run_counts(recorder: Recorder) -> None:
-    first, second = recorder.run(), recorder.run()
-    recorder.node(second, "Transform", CACHED)
-    recorder.node(first, "Pusher")  # recorded later, but of the earlier run
-    assert list(nodes_of_latest_run(recorder.store)) == ["Transform"]
-
-
-def test_nodes_keep_their_order_and_their_full_names(recorder: Recorder) -> None:
-    run = recorder.run()
-    for node in ("InteractionGen", "ExampleValidator.timelines", "CascadedTrainer.click"):
-        recorder.node(run, node)
-    assert list(nodes_of_latest_run(recorder.store)) == [
-        "InteractionGen",
-        "ExampleValidator.timelines",
-        "CascadedTrainer.click",
-    ]
-
-
-def test_failed_executions_are_left_out(recorder: Recorder) -> None:
-    run = recorder.run()
-    recorder.node(run, "Transform", FAILED)
-    recorder.node(run, "StatisticsGen", CACHED)
-    assert list(nodes_of_latest_run(recorder.store)) == ["StatisticsGen"]
-
-
 # --- the summary --------------------------------------------------------------------------------
 
 
@@ -194,6 +162,23 @@ def test_summary_of_a_pushed_model(recorder: Recorder) -> None:
     }
     assert list(seconds) == summary["executed"]
     assert all(0 <= value < 60 for value in seconds.values())
+
+
+def test_failed_nodes_are_left_out(recorder: Recorder) -> None:
+    run = recorder.run()
+    recorder.node(run, "Transform", FAILED)
+    recorder.node(run, "StatisticsGen", CACHED)
+    assert (summary_of(recorder)["cached"], summary_of(recorder)["executed"]) == (
+        ["StatisticsGen"],
+        [],
+    )
+
+
+def test_only_the_latest_run_counts(recorder: Recorder) -> None:
+    first, second = recorder.run(), recorder.run()
+    recorder.node(second, "ExampleValidator.timelines", CACHED)
+    recorder.node(first, "Pusher")  # recorded later, but of the earlier run
+    assert list(summary_of(recorder)["seconds"]) == ["ExampleValidator.timelines"]
 
 
 @pytest.mark.parametrize("gate", ["evaluation", "validation"])
@@ -296,10 +281,11 @@ def test_details_of_failed_checks_are_shown_as_they_are(shown: Any) -> None:
 def test_titles_and_ids_are_shown_as_they_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.recommend import Recommendations
+    from pipeline.recommend import Recommendations, RecommendedItem
 
     monkeypatch.setenv("COLUMNS", "200")
-    table = Recommendations("user [/b]", "shop", 3, ["click=1"], [[BRACKETS], ["Alien³ [uncut]"]])
+    items = [RecommendedItem("1", BRACKETS, 0.5), RecommendedItem("2", "Alien³ [uncut]", 0.25)]
+    table = Recommendations("user [/b]", "shop", 3, "abc", {"click=1": items})
     console.show_recommendations(table)
     text = capsys.readouterr().out
     assert BRACKETS in text

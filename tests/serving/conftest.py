@@ -118,6 +118,28 @@ def _save_recommender(path: Path) -> Path:
         blocks = tf.concat([length, events, events + user_age], axis=1)
         return {"blocks": blocks, "block_sizes": tf.constant([1, 2], tf.int64)}
 
+    def score_items(
+        user_id: tf.Tensor,
+        history_item_ids: tf.Tensor,
+        history_levels: tf.Tensor,
+        objective_weights: tf.Tensor,
+        item_ids: tf.Tensor,
+    ) -> Any:
+        events = tf.reduce_sum(history_levels, axis=1, keepdims=True)
+        user = tf.cast(tf.strings.length(user_id)[:, None], tf.int64) + events
+        items = tf.cast(tf.strings.length(item_ids), tf.float32)
+        scores = tf.stack([tf.cast(user, tf.float32) + 0.0 * items, items], axis=-1)
+        fused = tf.reduce_sum(scores * objective_weights[:, None, :], axis=-1)
+        return {"objective_scores": scores, "scores": fused}
+
+    def user_history(user_id: tf.Tensor) -> Any:
+        column = user_id[:, None]
+        items = tf.concat([column, tf.fill(tf.shape(column), ""), column, [[""]]], axis=1)
+        return {
+            "history_item_ids": items,
+            "history_levels": tf.constant([[2, 0, 1, 0]], tf.int64),
+        }
+
     def titles(item_ids: tf.Tensor) -> Any:
         return {"titles": tf.strings.join(["Title of ", item_ids])}
 
@@ -134,10 +156,13 @@ def _save_recommender(path: Path) -> Path:
         _spec([None, None], tf.string, "exclude_item_ids"),
         _spec([None, None], tf.float32, "objective_weights"),
     ]
+    items = _spec([None, None], tf.string, "item_ids")
     signatures = {
         "serving_default": _signature(recommend, *user, *query),
         "embed_user": _signature(embed_user, *user, *features),
-        "item_titles": _signature(titles, _spec([None, None], tf.string, "item_ids")),
+        "score_items": _signature(score_items, *user, query[1], items),
+        "user_history": _signature(user_history, user[0]),
+        "item_titles": _signature(titles, items),
     }
     tf.saved_model.save(module, str(path), signatures=signatures)
     defaults = {
@@ -145,12 +170,13 @@ def _save_recommender(path: Path) -> Path:
         "history_levels": tf.make_tensor_proto([[0]], dtype=tf.int64),
     }
     for alias, value in defaults.items():
-        _set_default(path, "serving_default", alias, value)
-        _set_default(path, "embed_user", alias, value)
+        for signature in ("serving_default", "embed_user", "score_items"):
+            _set_default(path, signature, alias, value)
     _set_default(path, "embed_user", "user_city", tf.make_tensor_proto([[""]]))
     _set_default(path, "embed_user", "user_age", tf.make_tensor_proto([[1.0]]))
     _set_default(path, "serving_default", "exclude_item_ids", tf.make_tensor_proto([["none"]]))
-    _set_default(path, "serving_default", "objective_weights", tf.make_tensor_proto([[0.25, 0.5]]))
+    for signature in ("serving_default", "score_items"):
+        _set_default(path, signature, "objective_weights", tf.make_tensor_proto([[0.25, 0.5]]))
     return path
 
 

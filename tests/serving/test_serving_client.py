@@ -134,6 +134,38 @@ def test_titles(client: RecommenderClient) -> None:
     assert client.titles([]) == []
 
 
+def test_score_items(client: RecommenderClient) -> None:
+    scored = client.score_items("ann", ["a", "bcd"], weights=[1.0, 2.0])
+    assert (scored.model, scored.version) == ("recommender", 3)
+    # What the model answers: the lengths of user and item, weighed.
+    np.testing.assert_array_equal(scored.objective_scores, [[3.0, 1.0], [3.0, 3.0]])
+    np.testing.assert_array_equal(scored.scores, [5.0, 9.0])
+    by_default = client.score_items("ann", ["a"], history=[("hat", 2)], version=3)
+    np.testing.assert_array_equal(by_default.objective_scores, [[5.0, 1.0]])
+    np.testing.assert_array_equal(by_default.scores, [5.0 * 0.25 + 1.0 * 0.5])
+    with pytest.raises(ValueError, match="at least one item"):
+        client.score_items("ann", [])
+
+
+def test_user_history(client: RecommenderClient) -> None:
+    # The model answers with the user, an unknown item, the user again; then comes padding.
+    assert client.user_history("ü") == [("ü", 2), ("ü", 1)]
+    assert client.user_history("", version="stable") == []
+
+
+def test_a_version_that_tells_no_histories_is_told_apart(
+    zoo: Path, publish: Any, start_server: Any, tmp_path: Path
+) -> None:
+    publish(zoo, tmp_path, 1)
+    server = start_server({"recommender": tmp_path})
+    with (
+        RecommenderClient(f"127.0.0.1:{server.port}") as client,
+        pytest.raises(RecommenderError, match="user_history") as caught,
+    ):
+        client.user_history("ann")
+    assert caught.value.status == "FAILED_PRECONDITION"
+
+
 def test_embed_user(client: RecommenderClient) -> None:
     embedding = client.embed_user("four", history=[("shoes", 1), ("hat", 1)])
     assert embedding.blocks.dtype == np.float32

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from components.artifacts import CascadeStage
 from components.cascaded_trainer import executor, spec
 from components.cascaded_trainer.component import CascadedTrainer, CascadedTrainerSpec
 from models.features import FeatureKinds
+from models.fitting import Fitted
 from models.settings import (
     ModelSettings,
     NegativeSettings,
@@ -18,6 +20,7 @@ from models.settings import (
     TowerSettings,
     ValidationSettings,
 )
+from models.stages import Phase, StageReport
 
 FEATURES = FeatureKinds(user={"age": "numeric"}, item={"genres": "categorical"})
 
@@ -109,6 +112,40 @@ def test_a_later_stage_does_not_enter_the_cache_key_of_an_earlier_one() -> None:
     }
     settings = json.loads(make_node().exec_properties[spec.SETTINGS_KEY])
     assert settings["name"] == "exposure"
+
+
+def make_report(**changes: Any) -> StageReport:
+    fitted = Fitted([3.0, 2.5], [], 2, 8, 1.25, [0.5, 1.25])
+    report = StageReport(
+        stage=1,
+        objective="click",
+        settings=StageSettings(name="click", tau=0.4).model_dump(mode="json"),
+        started=1.0,
+        layers={"output": 8},
+        phases=[Phase("train", 7, fitted)],
+        owned={"output": 3},
+        upstream_sha256="ab12",
+    )
+    return dataclasses.replace(report, **changes)
+
+
+def test_a_stage_is_described_in_ml_metadata() -> None:
+    artifact = CascadeStage()
+    executor._describe(artifact, make_report())
+    assert (artifact.stage, artifact.objective) == (1, "click")
+    assert json.loads(artifact.get_string_custom_property("owned")) == {"output": 3}
+    settings = json.loads(artifact.get_string_custom_property("settings"))
+    assert StageSettings.parse(settings) == StageSettings(name="click", tau=0.4)
+    assert artifact.get_string_custom_property("upstream_sha256") == "ab12"
+    assert artifact.get_float_custom_property("loss") == 2.5
+    assert not artifact.has_custom_property("weights")
+
+
+def test_the_last_stage_names_the_weights_that_it_chose() -> None:
+    artifact = CascadeStage()
+    weights = {"exposure": [1.0, 0.0], "click": [1.0, 0.5]}
+    executor._describe(artifact, make_report(weights=weights))
+    assert json.loads(artifact.get_string_custom_property("weights")) == weights
 
 
 def test_component_runs_the_executor_of_its_package() -> None:

@@ -86,6 +86,28 @@ def test_the_executor_writes_artifacts_that_tfx_reads(data: DataSettings, tmp_pa
     assert report["tables"]["interactions"]["read"] == 60
     assert report["files"][0]["sha256"] == fingerprint_inputs(data)[data.interactions[0].path]
     assert (Path(outputs["dead_letters"][0].uri) / "dead_letters.jsonl").read_text() == ""
+    # Lineage reads ML Metadata alone.
+    noted = {
+        key: json.loads(summary.get_string_custom_property(key))
+        for key in ("tables", "files", "users", "items", "split", "events")
+    }
+    assert noted["tables"] == {
+        "interactions": {"read": 60, "used": 60, "dead_letters": 0, "dropped": {}}
+    }
+    assert noted["files"] == [
+        {
+            "path": data.interactions[0].path,
+            "table": "interactions",
+            "rows": 60,
+            "sha256": fingerprint_inputs(data)[data.interactions[0].path],
+        }
+    ]
+    assert noted["users"]["total"] == 7
+    assert noted["items"]["total"] == 40, "those of the 20 events after the cut are no candidates"
+    assert noted["split"]["cut"] == "2020-09-13T12:27:20Z"
+    # Events 0 to 39 before the cut, the level of event n is n % 3.
+    assert noted["events"]["train"] == {"exposure": 14, "click": 13, "conversion": 13}
+    assert noted["events"]["eval"] == {"exposure": 6, "click": 7, "conversion": 7}
     # As StatisticsGen and Transform open it.
     factory = tfxio_utils.get_tfxio_factory_from_artifact([examples], ["test"])
     for split, rows in report["examples"].items():

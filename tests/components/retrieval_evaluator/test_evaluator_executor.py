@@ -13,11 +13,16 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from components.retrieval_evaluator import executor, spec
 from components.retrieval_evaluator.component import RetrievalEvaluator
-from components.retrieval_evaluator.executor import Evaluation, latest_pushed
+from components.retrieval_evaluator.evaluation import Evaluation
+from components.retrieval_evaluator.sampling import sample
+from components.retrieval_evaluator.served import served_version
 from components.retrieval_evaluator.settings import EvaluationSettings
 from models.features import FeatureKinds
 from models.queries import Query
+from models.settings import IndexSettings
 from schemas import names
+from serving.config import ModelConfig, Specific
+from serving.config_files import MODELS_FILE, ConfigFileError, to_text
 
 OBJECTIVES = ["exposure", "click"]
 COUNTS = [Counter({b"a": 5, b"b": 3, b"c": 1}), Counter({b"b": 2, b"c": 1})]
@@ -41,7 +46,7 @@ def evaluation(**settings: Any) -> Evaluation:
     return Evaluation(EvaluationSettings(**settings), OBJECTIVES, QUERIES, COUNTS)
 
 
-# --- the latest pushed version ------------------------------------------------------------------
+# --- the served version ----------------------------------------------------------------------
 
 
 def push(root: Path, *versions: str) -> None:
@@ -49,29 +54,54 @@ def push(root: Path, *versions: str) -> None:
         (root / f"shop{names.STOCK_SUFFIX}" / version).mkdir(parents=True)
 
 
-def test_latest_pushed_is_the_highest_number(tmp_path: Path) -> None:
+def test_the_highest_number_is_served(tmp_path: Path) -> None:
     push(tmp_path, "1", "9", "10")
-    found = latest_pushed(tmp_path, "shop")
+    found = served_version(tmp_path, "shop")
     assert found == tmp_path / "shop_stock" / "10"
 
 
 def test_nothing_pushed_yet(tmp_path: Path) -> None:
-    assert latest_pushed(tmp_path / "absent", "shop") is None
+    assert served_version(tmp_path / "absent", "shop") is None
     (tmp_path / "shop_stock").mkdir()
-    assert latest_pushed(tmp_path, "shop") is None
+    assert served_version(tmp_path, "shop") is None
 
 
 def test_unfinished_and_foreign_directories_are_no_versions(tmp_path: Path) -> None:
     push(tmp_path, "2", ".tmp-3", "tmp", "4.bak", "-5")
     (tmp_path / "other_stock" / "7").mkdir(parents=True)
     (tmp_path / "shop" / "8").mkdir(parents=True)
-    assert latest_pushed(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
+    assert served_version(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
 
 
 def test_file_named_like_a_version_is_none(tmp_path: Path) -> None:
     push(tmp_path, "2")
     (tmp_path / "shop_stock" / "3").touch()
-    assert latest_pushed(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
+    assert served_version(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
+
+
+def pin(root: Path, *versions: int) -> None:
+    models = {"shop": ModelConfig(str(root / "shop"), Specific(versions))}
+    (root / MODELS_FILE).write_text(to_text(models))
+
+
+def test_after_a_rollback_the_pinned_version_is_served(tmp_path: Path) -> None:
+    push(tmp_path, "1", "2", "3")
+    pin(tmp_path, 2)
+    assert served_version(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
+    pin(tmp_path, 1, 2)  # two at a time, as TensorFlow Serving allows
+    assert served_version(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
+
+
+def test_a_pin_of_another_model_or_on_nothing_leaves_the_newest(tmp_path: Path) -> None:
+    push(tmp_path, "1", "2")
+    pin(tmp_path, 7)  # not on disk
+    assert served_version(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
+    models = {"other": ModelConfig(str(tmp_path / "other"), Specific((1,)))}
+    (tmp_path / MODELS_FILE).write_text(to_text(models))
+    assert served_version(tmp_path, "shop") == tmp_path / "shop_stock" / "2"
+    (tmp_path / MODELS_FILE).write_text("model_config_list { what }")
+    with pytest.raises(ConfigFileError, match=r"models\.config"):
+        served_version(tmp_path, "shop")
 
 
 # --- what is measured ---------------------------------------------------------------------------
@@ -107,7 +137,7 @@ def test_a_baseline_without_an_objective_is_no_measure_for_it() -> None:
     report = evaluation(minimum_lift=0.0).report(
         SERVED, ANN_RECALL, {"exposure": lists((b"b", b"c"), (b"a", b"c"))}, []
     )
-    assert set(report["baseline"]) == {"exposure"}
+    assert set(report["baseline"]) == set(report["baseline_slices"]) == {"exposure"}
     assert [check["name"] for check in report["checks"] if not check["passed"]] == [
         "exposure: recall@50 against the blessed model"
     ]
@@ -135,6 +165,20 @@ def test_report_by_hand() -> None:
     assert report["popularity"]["exposure"]["recall@10"] == 1.0
     assert report["popularity"]["click"]["recall@10"] == 1.0
     assert report["baseline"] is None
+    assert report["baseline_slices"] is None
+    # By training events a is the head, b the middle and c the tail; of those only b was found.
+    sliced = {
+        key: {name: values["recall@10"] for name, values in report[key]["exposure"].items()}
+        for key in ("slices", "popularity_slices")
+    }
+    assert sliced["slices"]["item: head: top 10 % of items"] == 0.0
+    assert sliced["slices"]["item: middle: next 40 %"] == 1.0
+    assert sliced["slices"]["item: tail"] == 0.0
+    assert sliced["popularity_slices"] == dict.fromkeys(sliced["slices"], 1.0) | {
+        "user: 10 to 49 events": 0.0,  # there is none
+        "user: 50 events or more": 0.0,
+    }
+    assert report["popularity_slices"]["click"].keys() == report["slices"]["click"].keys()
     assert report["ann_recall@100"] == 0.96
     assert report["queries"] == 2
     assert report["distinct_items_in_top_10"] == {"exposure": 3, "click": 3}
@@ -157,6 +201,8 @@ def test_baseline_is_measured_on_the_same_queries() -> None:
     better = SERVED | {"exposure": lists((b"b", b"c"), (b"a", b"c"))}
     report = evaluation(minimum_lift=0.0).report(SERVED, ANN_RECALL, better, [])
     assert report["baseline"]["exposure"]["recall@50"] == 1.0
+    assert report["baseline_slices"]["exposure"]["user: under 10 events"]["recall@50"] == 1.0
+    assert report["slices"]["exposure"]["user: under 10 events"]["recall@50"] == 0.25
     assert [check["name"] for check in report["checks"] if not check["passed"]] == [
         "exposure: recall@50 against the blessed model"
     ]
@@ -193,12 +239,12 @@ def test_popularity_counts_targets_once_at_every_level_they_reach() -> None:
 
 def test_sample_is_seeded_ordered_and_no_larger_than_asked() -> None:
     queries = [make_query(b"%03d" % n, ()) for n in range(100)]
-    assert executor._sample(queries, 100, 7) is queries
-    chosen = executor._sample(queries, 10, 7)
+    assert sample(queries, 100, 7) is queries
+    chosen = sample(queries, 10, 7)
     assert len({query.user_id for query in chosen}) == 10
     assert chosen == sorted(chosen, key=lambda query: query.user_id)
-    assert executor._sample(queries, 10, 7) == chosen
-    assert executor._sample(queries, 10, 8) != chosen
+    assert sample(queries, 10, 7) == chosen
+    assert sample(queries, 10, 8) != chosen
 
 
 def test_anomalies_are_told_by_split_and_feature(tmp_path: Path) -> None:
@@ -240,6 +286,8 @@ def test_verdict_is_written_where_pusher_and_people_look(tmp_path: Path, blessed
     failed = "" if blessed else "exposure: recall@50 against 1 x popularity"
     assert blessing.get_string_custom_property("failed") == failed
     assert measured.get_float_custom_property("click recall@50") == 1.0
+    for key in ("metrics", "popularity", "checks"):
+        assert json.loads(measured.get_string_custom_property(key)) == report[key]
 
 
 def test_component_declares_what_it_reads_and_makes() -> None:
@@ -254,6 +302,7 @@ def test_component_declares_what_it_reads_and_makes() -> None:
         settings=EvaluationSettings(minimum_lift=1.5),
         objectives=OBJECTIVES,
         features=FeatureKinds(user={"age": "numeric"}, item={}),
+        index=IndexSettings(reorder=77),
         seed=3,
         serving_dir="/somewhere",
         model_name="shop",
@@ -266,6 +315,7 @@ def test_component_declares_what_it_reads_and_makes() -> None:
     assert settings == EvaluationSettings(minimum_lift=1.5)
     assert json.loads(properties[spec.OBJECTIVES_KEY]) == OBJECTIVES
     assert FeatureKinds.parse(json.loads(properties[spec.FEATURES_KEY])).user == {"age": "numeric"}
+    assert IndexSettings.parse(json.loads(properties[spec.INDEX_KEY])).reorder == 77
     assert properties[spec.SEED_KEY] == 3
     assert properties[spec.SERVING_DIR_KEY] == "/somewhere"
     assert properties[spec.MODEL_NAME_KEY] == "shop"

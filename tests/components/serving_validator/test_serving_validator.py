@@ -293,6 +293,7 @@ def test_good_model_is_blessed_end_to_end(good: Path, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "blessing" / spec.REPORT_FILE).read_text())
     assert report["blessed"], report
     assert [check["name"] for check in report["checks"]] == list(spec.CHECKS)
+    assert json.loads(blessing.get_string_custom_property("checks")) == report["checks"]
     assert report["ann_recall"] == 1.0
     assert "server_log_tail" not in report
     assert (tmp_path / "blessing" / "INFRA_BLESSED").exists()

@@ -1,0 +1,1 @@
+"""`csmf explore`: one page on which to try a served model."""

@@ -1,0 +1,1 @@
+"""Runs the pipeline on this machine, and records what a run was."""

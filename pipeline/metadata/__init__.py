@@ -1,0 +1,1 @@
+"""Reading of ML Metadata: the store, and the runs in it. Writes nothing."""

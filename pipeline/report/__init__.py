@@ -1,0 +1,1 @@
+"""`report.html`: one page about one run that opens without a network."""
