@@ -501,9 +501,9 @@ def test_names_for_screen_readers_and_the_keyboard(visit: Callable[..., Page]) -
     # The focus stays on the slider while lists are redrawn, and on a row that moves.
     page.slide("click", "ArrowLeft", times=3)
     assert page.page.evaluate("document.activeElement.id") == "weight-1"
-    patterns = (
-        page.page.locator(".bar")
-        .first.locator("span")
-        .evaluate_all("all => all.map(one => getComputedStyle(one).backgroundImage)")
+    # In one go: a list that is redrawn meanwhile would leave its old elements without a style.
+    patterns = page.page.evaluate(
+        """[...document.querySelector(".bar").querySelectorAll("span")]
+            .map(one => getComputedStyle(one).backgroundImage)"""
     )
     assert len(set(patterns)) == 3, "told apart without colours"
