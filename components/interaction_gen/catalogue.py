@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
+from components.interaction_gen.examples import feature_entry
+from components.interaction_gen.shards import id_list, ranked
+from components.interaction_gen.sorting import same_as_before, sorted_order
 from components.interaction_gen.values import identifier, number, texts
 from schemas import names
 from schemas.logs import CatalogueTable, Feature, UserTable
 
 _FLOAT32_MAX = 3.4e38  # tf.Example holds 32-bit floats
-
-# Where a row stands, to tell which of two rows with one id came first: (file index, line).
-Order = tuple[int, int]
 
 
 class Entity(NamedTuple):
@@ -20,7 +24,7 @@ class Entity(NamedTuple):
 
     key: bytes
     title: bytes  # empty for users, and for items without one
-    features: dict[str, list[bytes] | list[float]]  # tf.Example key -> values, absent ones left out
+    features: tuple[bytes, ...]  # serialised entries of tf.Example, in the order of the settings
     unusable: tuple[str, ...]  # names of numeric features whose field was not a number
 
 
@@ -53,17 +57,95 @@ def entity_parser(
     def entity(values: Sequence[Any]) -> Entity:
         key = identifier(values[id_position], role)
         title = b"" if title_position is None else b" ".join(texts(values[title_position], None))
-        features: dict[str, list[bytes] | list[float]] = {}
+        entries: list[bytes] = []
         unusable: list[str] = []
         for feature, name, position in plan:
             parsed = _feature_values(feature, values[position])
             if parsed is None:
                 unusable.append(feature.name)
-            elif parsed:
-                features[name] = parsed
-        return Entity(key, title, features, tuple(unusable))
+            entries.append(feature_entry(name, parsed or []))
+        return Entity(key, title, tuple(entries), tuple(unusable))
 
     return entity
+
+
+def feature_names(table: CatalogueTable | UserTable | None) -> list[str]:
+    """Names of the features in tf.Examples, in the order of the settings."""
+    if table is None:
+        return []
+    key_of = names.item_feature if isinstance(table, CatalogueTable) else names.user_feature
+    return [key_of(feature.name) for feature in table.features]
+
+
+def schema_of(table: CatalogueTable | UserTable | None) -> pa.Schema:
+    """Columns in which entities travel: `key`, where the row stands, what it says."""
+    features = [(f"features.{name}", pa.binary()) for name in feature_names(table)]
+    return pa.schema(
+        [
+            ("key", pa.binary()),
+            ("file", pa.int64()),
+            ("line", pa.int64()),
+            ("title", pa.binary()),
+            ("unusable", pa.list_(pa.string())),
+            *features,
+        ]
+    )
+
+
+def table_of(rows: Sequence[tuple[int, int, Entity]], schema: pa.Schema) -> pa.Table:
+    """Puts (file, line, entity) into columns."""
+    columns = [
+        [entity.key for _, _, entity in rows],
+        [file for file, _, _ in rows],
+        [line for _, line, _ in rows],
+        [entity.title for _, _, entity in rows],
+        [entity.unusable for _, _, entity in rows],
+    ]
+    columns += list(zip(*(entity.features for _, _, entity in rows), strict=True))
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The entities of a shard: of rows with one id the first one in reading order.
+
+    Attributes:
+      keys: sorted.
+      titles: by entity.
+      features: tf.Example key -> serialised entries by entity.
+      duplicates: rows that are not the first of their id.
+      unusable: feature -> fields that were not a number.
+    """
+
+    keys: list[bytes]
+    titles: list[bytes]
+    features: dict[str, list[bytes]]
+    duplicates: int
+    unusable: Counter[str]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Entities:
+        """Takes the rows of all workers, in any order."""
+        codes, keys = ranked(table.column("key"))
+        order = sorted_order(
+            codes, table.column("file").to_numpy(), table.column("line").to_numpy()
+        )
+        first = order[~same_as_before(codes[order])]
+        chosen = table.take(pa.array(first))
+        return cls(
+            keys=id_list(keys),
+            titles=id_list(chosen.column("title")),
+            features={
+                name.removeprefix("features."): id_list(chosen.column(name))
+                for name in table.column_names
+                if name.startswith("features.")
+            },
+            duplicates=len(table) - len(first),
+            unusable=Counter(
+                name for found in chosen.column("unusable").to_pylist() for name in found
+            ),
+        )
 
 
 def _feature_values(feature: Feature, value: Any) -> list[bytes] | list[float] | None:

@@ -15,10 +15,15 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from components.interaction_gen import spec
+from components.interaction_gen.batches import Extent
+from components.interaction_gen.extents import RANGE_BYTES, line_ranges
 from components.interaction_gen.readers import check_file, open_parquet
 from schemas.logs import DataError, DataSettings, Table
 
 _HASH_BLOCK_BYTES = 1 << 20
+# To guess the number of rows, which decides the number of shards.
+_BYTES_PER_ROW = 40
+_COMPRESSION = 4
 _DECOMPRESSORS: dict[str, Callable[..., Any]] = {
     CompressionTypes.GZIP: gzip.open,
     CompressionTypes.BZIP2: bz2.open,
@@ -33,7 +38,8 @@ class Work(NamedTuple):
     source: int  # index into data.interactions; 0 for the other tables
     file_index: int  # in reading order, over all files of the table
     file: str
-    row_group: int | None  # Parquet: a row group; else None
+    extent: Extent
+    rows: int  # about how many
 
 
 def tables(data: DataSettings) -> Iterator[tuple[str, int, Table]]:
@@ -103,8 +109,10 @@ def plan_work(data: DataSettings) -> list[Work]:
     indices = dict.fromkeys(spec.TABLES, 0)
     for name, source, table in tables(data):
         for file in match(table.path, location(name, source)):
-            groups = _check(file, table, data.max_line_bytes)
-            work += [Work(name, source, indices[name], file, group) for group in groups]
+            work += [
+                Work(name, source, indices[name], file, extent, rows)
+                for extent, rows in _parts(file, name, table, data.max_line_bytes)
+            ]
             indices[name] += 1
     return work
 
@@ -114,20 +122,32 @@ def location(table: str, source: int) -> str:
     return f"data.{table}.{source}.path" if table == spec.INTERACTIONS else f"data.{table}.path"
 
 
-def _check(file: str, table: Table, max_line_bytes: int) -> list[int | None]:
-    """Looks at the head of a file and returns its parts."""
+def _parts(file: str, name: str, table: Table, max_line_bytes: int) -> list[tuple[Extent, int]]:
+    """Looks at the head of a file and returns its parts, each with about how many rows it has."""
     try:
         with open_input(file) as handle:
             check_file(handle, file, table, max_line_bytes)
-        if table.format == "parquet":
-            with open_input(file) as handle:
-                return list(range(open_parquet(handle, file).num_row_groups))
+        with open_input(file) as handle:
+            if table.format == "parquet":
+                metadata = open_parquet(handle, file).metadata
+                return [
+                    (Extent(row_group=group), metadata.row_group(group).num_rows)
+                    for group in range(metadata.num_row_groups)
+                ]
+            size = FileSystems.match([file])[0].metadata_list[0].size_in_bytes
+            if CompressionTypes.detect_compression_type(file) in _DECOMPRESSORS:
+                return [(Extent(), size * _COMPRESSION // _BYTES_PER_ROW)]
+            if name != spec.INTERACTIONS or size < 2 * RANGE_BYTES:
+                return [(Extent(), size // _BYTES_PER_ROW)]
+            return [
+                (extent, ((extent.end or size) - extent.start) // _BYTES_PER_ROW)
+                for extent in line_ranges(handle, table)
+            ]
     except (BeamIOError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{file} cannot be read: {error}. Check that it is a readable"
             f" {table.format} file and, where its name ends in .gz or .bz2, that it is complete."
         ) from error
-    return [None]
 
 
 def fingerprint_inputs(data: DataSettings) -> dict[str, str]:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
 
 BUCKET_MS = (1, 1_000, 60_000, 3_600_000, 86_400_000)
 MAX_BUCKETS = 10_000
@@ -27,16 +29,27 @@ class Histogram:
     first_ms: int | None = None
     last_ms: int | None = None
 
-    def add(self, timestamp_ms: int, count: int = 1) -> None:
-        """Counts events at a moment."""
-        bucket = timestamp_ms - timestamp_ms % BUCKET_MS[self.step]
-        self.counts[bucket] = self.counts.get(bucket, 0) + count
-        if self.first_ms is None or timestamp_ms < self.first_ms:
-            self.first_ms = timestamp_ms
-        if self.last_ms is None or timestamp_ms > self.last_ms:
-            self.last_ms = timestamp_ms
-        if len(self.counts) > MAX_BUCKETS:
-            self._widen(self.step + 1)
+    def add(self, timestamps_ms: npt.NDArray[np.int64]) -> None:
+        """Counts events at moments, in any order."""
+        if not len(timestamps_ms):
+            return
+        # From wide to narrow buckets: where there are too many of one width, there are too many of
+        # the narrower ones, which would take memory and time to count.
+        step = len(BUCKET_MS) - 1
+        buckets, counts = _bucket_counts(timestamps_ms, BUCKET_MS[step])
+        while step > self.step:
+            narrower, narrower_counts = _bucket_counts(timestamps_ms, BUCKET_MS[step - 1])
+            if len(narrower) > MAX_BUCKETS:
+                break
+            step, buckets, counts = step - 1, narrower, narrower_counts
+        self.merge(
+            Histogram(
+                step,
+                dict(zip(buckets.tolist(), counts.tolist(), strict=True)),
+                int(timestamps_ms.min()),
+                int(timestamps_ms.max()),
+            )
+        )
 
     def merge(self, other: Histogram) -> None:
         """Adds the counts of another histogram."""
@@ -65,6 +78,20 @@ class Histogram:
             if len(self.counts) <= MAX_BUCKETS or self.step == last:
                 return
             step = self.step + 1
+
+
+def _bucket_counts(
+    timestamps_ms: npt.NDArray[np.int64], width: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Starts of the buckets that hold something, and how many moments each holds."""
+    numbers = timestamps_ms // width
+    first = int(numbers.min())
+    if int(numbers.max()) - first > 1_000_000 + 4 * len(numbers):
+        found, counts = np.unique(numbers, return_counts=True)
+        return found * width, counts
+    counts = np.bincount(numbers - first)
+    found = np.flatnonzero(counts)
+    return (found + first) * width, counts[found]
 
 
 def choose_cut(histogram: Histogram, eval_share: float) -> int | None:

@@ -14,11 +14,14 @@ from components.interaction_gen import spec
 from components.interaction_gen import transforms as steps
 from components.interaction_gen.files import Work, plan_work
 from components.interaction_gen.histogram import MergeHistograms
+from components.interaction_gen.records import delete_parts
+from components.interaction_gen.shards import ShardCounts
 from components.interaction_gen.summary import IngestionReport, build_report, check_report
 from schemas.logs import DataSettings, check_objectives
 from schemas.names import CATALOGUE_SPLIT, EVAL_SPLIT, TRAIN_SPLIT
 
 _FACTS = "facts.jsonl"  # what Beam tells this process; deleted once read
+_PARTS = "parts"  # directory in that of the examples; deleted in the end
 
 
 class Outputs(NamedTuple):
@@ -61,9 +64,19 @@ def ingest(
     work = plan_work(data)
     for directory in outputs:
         _make_directory(directory)
-    with make_pipeline() as pipeline:
-        build(pipeline, data, objectives, seed, work, outputs)
+    places = steps.Places(
+        examples=outputs.examples,
+        dead_letters=FileSystems.join(outputs.dead_letters, spec.DEAD_LETTERS_FILE),
+        parts=FileSystems.join(outputs.examples, _PARTS),
+    )
     facts_file = FileSystems.join(outputs.summary, _FACTS)
+    delete_parts(places.parts)  # of a run that was killed
+    _make_directory(places.parts)
+    try:
+        with make_pipeline() as pipeline:
+            build(pipeline, data, objectives, seed, work, places, facts_file)
+    finally:
+        delete_parts(places.parts)
     with FileSystems.open(facts_file) as handle:
         facts = [json.loads(line) for line in handle.read().splitlines()]
     FileSystems.delete([facts_file])
@@ -81,51 +94,42 @@ def build(
     objectives: Sequence[str],
     seed: int,
     work: Sequence[Work],
-    outputs: Outputs,
+    places: steps.Places,
+    facts_file: str,
 ) -> None:
     """Adds the whole ingestion to a Beam pipeline."""
+    shards = ShardCounts.for_events(
+        sum(part.rows for part in work if part.table == spec.INTERACTIONS)
+    )
     tables = (
         pipeline
-        | "Parts" >> beam.Create(list(enumerate(work)), reshuffle=False)
-        # Spreads the parts over workers as Reshuffle would, whose random keys change their order.
+        | "Work" >> beam.Create(list(enumerate(work)), reshuffle=False)
+        # Spreads the work over workers as Reshuffle would, whose random keys change its order.
         | "Spread" >> beam.GroupByKey()
         | "Read"
-        >> beam.ParDo(steps.ReadTables(data, list(objectives))).with_outputs(
-            *spec.TABLES, steps.HISTOGRAMS, steps.COUNTS, steps.DEAD
+        >> beam.ParDo(steps.ReadTables(data, list(objectives), shards, places)).with_outputs(
+            *spec.TABLES, steps.HISTOGRAMS, steps.COUNTS, steps.KINDS, steps.PARTS
         )
     )
     histogram = tables[steps.HISTOGRAMS] | "Histogram" >> beam.CombineGlobally(MergeHistograms())
     cut = histogram | "Cut" >> beam.Map(steps.cut_of, data.split)
     timelines = (
         {"events": tables[spec.INTERACTIONS], "users": tables[spec.USERS]}
-        | "GroupByUser" >> beam.CoGroupByKey()
+        | "GroupUsers" >> beam.CoGroupByKey()
         | "Timelines"
-        >> beam.ParDo(steps.BuildTimelines(data, seed), AsSingleton(cut)).with_outputs(
-            TRAIN_SPLIT, EVAL_SPLIT, steps.SEEN_ITEMS, steps.COUNTS
-        )
+        >> beam.ParDo(
+            steps.BuildTimelines(data, seed, shards, places), AsSingleton(cut)
+        ).with_outputs(steps.SEEN_ITEMS, steps.COUNTS, steps.PARTS)
     )
     items = (
         {"seen": timelines[steps.SEEN_ITEMS], "catalogue": tables[spec.CATALOGUE]}
-        | "GroupByItem" >> beam.CoGroupByKey()
+        | "GroupItems" >> beam.CoGroupByKey()
         | "Catalogue"
-        >> beam.ParDo(steps.BuildCatalogue(data)).with_outputs(steps.COUNTS, main=steps.MAIN)
+        >> beam.ParDo(steps.BuildCatalogue(data, places)).with_outputs(steps.COUNTS, steps.PARTS)
     )
-    for split, examples, shards in (
-        (TRAIN_SPLIT, timelines[TRAIN_SPLIT], data.shards),
-        (EVAL_SPLIT, timelines[EVAL_SPLIT], data.shards),
-        (CATALOGUE_SPLIT, items[steps.MAIN], data.catalogue_shards),
-    ):
-        _write_examples(examples, split, shards, outputs.examples)
-
-    dead = tables[steps.DEAD]
-    _write_lines(
-        dead | "DeadLetterLines" >> beam.Map(steps.dead_letter_line),
-        FileSystems.join(outputs.dead_letters, spec.DEAD_LETTERS_FILE),
-        "WriteDeadLetters",
-    )
+    _write_files(pipeline, data, [part[steps.PARTS] for part in (tables, timelines, items)], places)
     kinds = (
-        dead
-        | "ByKind" >> beam.Map(lambda letter: ((letter.table, letter.kind), letter))
+        tables[steps.KINDS]
         | "Kinds" >> beam.CombinePerKey(steps.SummariseDeadLetters())
         | "KindFacts" >> beam.Map(steps.dead_letter_fact)
     )
@@ -136,28 +140,32 @@ def build(
         | "CountFacts" >> beam.Map(steps.count_fact)
     )
     time = histogram | "TimeFact" >> beam.Map(steps.time_fact, AsSingleton(cut))
-    _write_lines(
-        (kinds, counts, time) | "Facts" >> beam.Flatten(),
-        FileSystems.join(outputs.summary, _FACTS),
-        "WriteFacts",
+    (
+        (kinds, counts, time)
+        | "Facts" >> beam.Flatten()
+        | "AllFacts" >> beam.combiners.ToList()
+        | "WriteFacts" >> beam.Map(steps.write_lines, facts_file)
     )
 
 
-def _write_examples(examples: PCollection, split: str, shards: int, directory: str) -> None:
-    # One writer per file, because Beam's own sharding starts at a random file.
-    parts = examples | f"Shard[{split}]" >> beam.Partition(steps.shard_of, shards)
-    for index, part in enumerate(parts):
-        name = f"{spec.EXAMPLES_PREFIX}-{index:05d}-of-{shards:05d}"
-        part | f"Write[{split}-{index}]" >> beam.io.WriteToTFRecord(
-            FileSystems.join(directory, f"Split-{split}", name),
-            file_name_suffix=".gz",
-            num_shards=1,
-            shard_name_template="",
-        )
-
-
-def _write_lines(lines: PCollection, path: str, label: str) -> None:
-    lines | label >> beam.io.WriteToText(path, num_shards=1, shard_name_template="")
+def _write_files(
+    pipeline: beam.Pipeline, data: DataSettings, parts: list[PCollection], places: steps.Places
+) -> None:
+    files = [(places.dead_letters, None)]
+    for split, number in (
+        (TRAIN_SPLIT, data.shards),
+        (EVAL_SPLIT, data.shards),
+        (CATALOGUE_SPLIT, data.catalogue_shards),
+    ):
+        files += [(file, None) for file in places.example_files(split, number)]
+    # Files of which there is no part are to be there, too.
+    every_file = pipeline | "Files" >> beam.Create(files, reshuffle=False)
+    (
+        (every_file, *parts)
+        | "AllParts" >> beam.Flatten()
+        | "GroupParts" >> beam.GroupByKey()
+        | "WriteFiles" >> beam.Map(steps.write_file, places)
+    )
 
 
 def _make_directory(path: str) -> None:

@@ -45,7 +45,7 @@ def event_parser(
     """
     user = positions[source.columns.user_id]
     item = positions[source.columns.item_id]
-    level_of = _level_function(source, positions, list(objectives))
+    level_of = level_function(source, positions, list(objectives))
     if not timed or source.columns.timestamp is None:
 
         def untimed_event(values: Sequence[Any]) -> Event:
@@ -69,9 +69,10 @@ def event_parser(
     return event
 
 
-def _level_function(
+def level_function(
     source: InteractionSource, positions: dict[str, int], objectives: list[str]
 ) -> LevelFunction:
+    """Returns the function that finds the level of a row; it raises UnusableError."""
     if source.level is not None:
         constant = (objectives.index(source.level), False)
         return lambda values: constant
@@ -105,31 +106,43 @@ def _event_levels(
     return level_of
 
 
-def _rule_levels(
-    source: InteractionSource, positions: dict[str, int], objectives: list[str]
-) -> LevelFunction:
+class Rule(NamedTuple):
+    """An objective holds where one of the columns has at least this value."""
+
+    level: int
+    columns: tuple[str, ...]
+    at_least: float
+
+
+def level_rules(source: InteractionSource, objectives: list[str]) -> tuple[list[Rule], int]:
+    """Returns the rules from the first objective to the last, and what holds without any."""
     assert source.levels is not None
-    # (level, indices of the columns, threshold), from the first objective to the last
     rules = [
-        (level, [positions[column] for column in rule.columns], rule.at_least)
+        Rule(level, rule.columns, rule.at_least)
         for level, name in enumerate(objectives)
         if (rule := source.levels.get(name)) is not None
     ]
-    names = {index: column for column, index in positions.items()}
-    base = NO_LEVEL if objectives[0] in source.levels else 0
+    return rules, NO_LEVEL if objectives[0] in source.levels else 0
+
+
+def _rule_levels(
+    source: InteractionSource, positions: dict[str, int], objectives: list[str]
+) -> LevelFunction:
+    rules, base = level_rules(source, objectives)
 
     def level_of(values: Sequence[Any]) -> tuple[int, bool]:
         reached, missed, closed = base, False, False
-        for level, indices, threshold in rules:
+        for level, columns, threshold in rules:
             holds = False
-            for index in indices:
+            for column in columns:
+                field = values[positions[column]]
                 try:
-                    value = number(values[index])
+                    value = number(field)
                 except (TypeError, ValueError) as error:
                     raise UnusableError(
                         "bad_level",
-                        f"column '{names[index]}' holds {values[index]!r:.60}, which is not a"
-                        f" number; the rule of '{objectives[level]}' needs one",
+                        f"column '{column}' holds {field!r:.60}, which is not a number; the rule"
+                        f" of '{objectives[level]}' needs one",
                     ) from error
                 if value is not None and value >= threshold:
                     holds = True

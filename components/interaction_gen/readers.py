@@ -1,5 +1,7 @@
-"""Files -> numbered rows. A row that cannot be read carries a Fault instead of values.
+"""Files -> numbered rows, one by one. A row that cannot be read carries a Fault instead of values.
 
+This reads every row of the catalogue and of the users. Of a log it reads those that `batches`
+cannot convert by columns: it knows each fault, `batches` only knows what is certainly none.
 Everything here streams: memory is bounded by one row, or by one batch of a Parquet row group.
 """
 
@@ -8,22 +10,23 @@ from __future__ import annotations
 import csv
 import json
 import zlib
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.interaction_gen.faults import BROKEN_FILE, RAW_CHARACTERS, Fault
+from components.interaction_gen.faults import BROKEN_FILE, Fault
+from components.interaction_gen.lines import Line, Lines, lines_of, read_blocks
 from schemas.logs import DataError, Table
 from schemas.settings import nearest
 
 _BLOCK_BYTES = 1 << 18
 _PARQUET_BATCH_ROWS = 8192
-_MAX_QUOTED_LINES = 100  # of one csv record whose quoted fields contain line breaks
+MAX_QUOTED_LINES = 100  # of one csv record whose quoted fields contain line breaks
 _SAMPLE_RECORDS = 1000  # JSON objects looked at to learn which keys a file has
-_UTF8_BOM = b"\xef\xbb\xbf"
+
+READ_ERRORS = (OSError, EOFError, zlib.error)  # of a file that breaks off
 
 # Not a fault: blank lines are dropped under this name.
 BLANK_LINE = "blank_line"
@@ -46,10 +49,11 @@ class Opened(NamedTuple):
     rows: Iterator[Row]
 
 
-class _Line(NamedTuple):
-    number: int
-    raw: bytes  # without \n and \r; only the start where too_long
-    too_long: bool
+class TextColumns(NamedTuple):
+    """Where the needed values of a text file stand."""
+
+    positions: dict[str, int]  # column -> index into Row.values
+    width: int  # of Row.values
 
 
 def open_rows(
@@ -72,9 +76,26 @@ def open_rows(
         parquet = open_parquet(handle, file)
         _require(parquet.schema_arrow.names, table, file, "columns")
         return Opened(_positions(wanted), _parquet_rows(parquet, wanted, row_group))
-    lines = _Lines(handle, table.encoding, max_line_bytes)
+    lines = open_lines(handle, table, max_line_bytes)
+    columns = text_columns(lines, file, table)
+    return Opened(columns.positions, text_rows(lines, table, columns))
+
+
+def open_lines(handle: BinaryIO, table: Table, max_line_bytes: int) -> Lines:
+    """Starts reading the lines of a text file."""
+    blocks = read_blocks(handle, max_line_bytes, _BLOCK_BYTES)
+    return Lines(lines_of(blocks, max_line_bytes), table.encoding)
+
+
+def text_columns(lines: Lines, file: str, table: Table) -> TextColumns:
+    """Learns the columns of a text file; takes the header where there is one.
+
+    Raises:
+      DataError: the header cannot be read, or a needed column is missing or there twice.
+    """
+    wanted = list(table.required_columns())
     if table.format == "jsonl":
-        return Opened(_positions(wanted), _json_rows(lines, table, wanted))
+        return TextColumns(_positions(wanted), len(wanted))
     names = list(table.fields) or _csv_header(lines, table, file)
     _require(names, table, file, "columns")
     repeated = [name for name in wanted if names.count(name) > 1]
@@ -83,8 +104,14 @@ def open_rows(
             f"{file}: the header has the column '{repeated[0]}' more than once, so it is not clear"
             " which one is meant. Rename one of them."
         )
-    positions = {name: names.index(name) for name in wanted}
-    return Opened(positions, _csv_rows(lines, table, len(names)))
+    return TextColumns({name: names.index(name) for name in wanted}, len(names))
+
+
+def text_rows(lines: Lines, table: Table, columns: TextColumns) -> Iterator[Row]:
+    """Reads rows from lines of text."""
+    if table.format == "jsonl":
+        return _json_rows(lines, table, list(columns.positions))
+    return _csv_rows(lines, table, columns.width)
 
 
 def check_file(handle: BinaryIO, file: str, table: Table, max_line_bytes: int) -> None:
@@ -98,7 +125,7 @@ def check_file(handle: BinaryIO, file: str, table: Table, max_line_bytes: int) -
         return
     keys: set[str] = set()
     found = 0
-    for line in _Lines(handle, table.encoding, max_line_bytes):
+    for line in open_lines(handle, table, max_line_bytes):
         try:
             value = json.loads(line.raw.decode(table.encoding))
         except (ValueError, RecursionError):
@@ -147,59 +174,12 @@ def _require(names: Sequence[str], table: Table, file: str, what: str) -> None:
             )
 
 
-class _Lines(Iterator[_Line]):
-    """Numbered lines; takes lines back, which a quoted csv field that never ends needs."""
-
-    def __init__(self, handle: BinaryIO, encoding: str, limit: int) -> None:
-        self._source = _split_lines(handle, limit)
-        self._returned: deque[_Line] = deque()
-        self._strip_bom = encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
-
-    def __next__(self) -> _Line:
-        if self._returned:
-            return self._returned.popleft()
-        line = next(self._source)
-        if line.number == 1 and self._strip_bom and line.raw.startswith(_UTF8_BOM):
-            return line._replace(raw=line.raw[len(_UTF8_BOM) :])
-        return line
-
-    def give_back(self, lines: list[_Line]) -> None:
-        self._returned.extendleft(reversed(lines))
+def broken_row(error: Exception) -> Row:
+    """What stands for the rows behind the place where a compressed file breaks off."""
+    return Row(0, None, b"", Fault(BROKEN_FILE, f"the file cannot be read to its end: {error}"))
 
 
-def _split_lines(handle: BinaryIO, limit: int) -> Iterator[_Line]:
-    number = 1
-    carry = b""
-    start_of_long = b""  # of the line being skipped because it is too long
-    while True:
-        block = handle.read(_BLOCK_BYTES)
-        if not block:
-            break
-        complete = block.split(b"\n")
-        rest = complete.pop()
-        for piece in complete:
-            if start_of_long:
-                yield _Line(number, start_of_long, True)
-                start_of_long = b""
-            else:
-                line = carry + piece if carry else piece
-                if len(line) > limit:
-                    yield _Line(number, line[: 4 * RAW_CHARACTERS], True)
-                else:
-                    yield _Line(number, line[:-1] if line.endswith(b"\r") else line, False)
-            carry = b""
-            number += 1
-        if not start_of_long:
-            carry += rest
-            if len(carry) > limit:
-                start_of_long, carry = carry[: 4 * RAW_CHARACTERS], b""
-    if start_of_long:
-        yield _Line(number, start_of_long, True)
-    elif carry:
-        yield _Line(number, carry[:-1] if carry.endswith(b"\r") else carry, False)
-
-
-def _decoded(lines: _Lines, table: Table) -> Iterator[tuple[_Line, str, Fault | None]]:
+def _decoded(lines: Lines, table: Table) -> Iterator[tuple[Line, str, Fault | None]]:
     """Lines as text, or with the fault that every text format shares."""
     encoding = table.encoding
     while True:
@@ -207,12 +187,9 @@ def _decoded(lines: _Lines, table: Table) -> Iterator[tuple[_Line, str, Fault | 
             line = next(lines)
         except StopIteration:
             return
-        except (OSError, EOFError, zlib.error) as error:
-            yield (
-                _Line(0, b"", False),
-                "",
-                Fault(BROKEN_FILE, f"the file cannot be read to its end: {error}"),
-            )
+        except READ_ERRORS as error:
+            row = broken_row(error)
+            yield Line(row.line, row.raw, False), "", row.fault
             return
         if line.too_long:
             yield line, "", Fault("line_too_long", "the line is longer than max_line_bytes")
@@ -237,7 +214,7 @@ def _decoded(lines: _Lines, table: Table) -> Iterator[tuple[_Line, str, Fault | 
                 yield line, text, None
 
 
-def _csv_header(lines: _Lines, table: Table, file: str) -> list[str]:
+def _csv_header(lines: Lines, table: Table, file: str) -> list[str]:
     first = next(lines, None)
     if first is not None and first.raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(
@@ -265,7 +242,7 @@ def _split_csv(text: str, table: Table) -> list[str]:
     return next(csv.reader([text], delimiter=table.delimiter, quotechar=table.quote, strict=True))
 
 
-def _csv_rows(lines: _Lines, table: Table, width: int) -> Iterator[Row]:
+def _csv_rows(lines: Lines, table: Table, width: int) -> Iterator[Row]:
     delimiter, quote = table.delimiter, table.quote
     for line, text, fault in _decoded(lines, table):
         if fault is not None:
@@ -294,10 +271,10 @@ def _csv_rows(lines: _Lines, table: Table, width: int) -> Iterator[Row]:
             )
 
 
-def _quoted_record(text: str, lines: _Lines, table: Table) -> list[str]:
+def _quoted_record(text: str, lines: Lines, table: Table) -> list[str]:
     """Parses a record with quotes, which may run over several lines."""
     assert table.quote is not None
-    taken: list[_Line] = []
+    taken: list[Line] = []
     while True:
         try:
             return _split_csv(text, table)
@@ -313,7 +290,7 @@ def _quoted_record(text: str, lines: _Lines, table: Table) -> list[str]:
             if (
                 following is None
                 or following.too_long
-                or len(taken) > _MAX_QUOTED_LINES
+                or len(taken) > MAX_QUOTED_LINES
                 or not _decodes(following.raw, table.encoding)
             ):
                 # Only the first line is lost; the others are read again on their own.
@@ -333,7 +310,7 @@ def _decodes(raw: bytes, encoding: str) -> bool:
     return b"\0" not in raw
 
 
-def _json_rows(lines: _Lines, table: Table, wanted: list[str]) -> Iterator[Row]:
+def _json_rows(lines: Lines, table: Table, wanted: list[str]) -> Iterator[Row]:
     for line, text, fault in _decoded(lines, table):
         if fault is not None:
             yield Row(line.number, None, line.raw, fault)
@@ -359,43 +336,80 @@ def _parquet_rows(
 ) -> Iterator[Row]:
     groups = range(parquet.num_row_groups) if row_group is None else [row_group]
     for group in groups:
-        line = 1 + sum(parquet.metadata.row_group(index).num_rows for index in range(group))
-        batches = parquet.iter_batches(
-            batch_size=_PARQUET_BATCH_ROWS, row_groups=[group], columns=wanted
-        )
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
-                fault = Fault(BROKEN_FILE, f"row group {group} cannot be read: {error}")
-                yield Row(line, None, "", fault)
-                break
-            if batch is None:
-                break
-            columns = [_python_values(batch.column(name)) for name in wanted]
-            for values in zip(*columns, strict=True):
-                undecodable = [
-                    name
-                    for name, value in zip(wanted, values, strict=True)
-                    if isinstance(value, bytes)
-                ]
-                if undecodable:
-                    fault = Fault("undecodable", f"column '{undecodable[0]}' is not utf-8")
-                    yield Row(line, None, dict(zip(wanted, values, strict=True)), fault)
-                else:
-                    yield Row(line, values, values)
-                line += 1
+        for first, batch in parquet_batches(parquet, wanted, group, _PARQUET_BATCH_ROWS):
+            if isinstance(batch, Row):
+                yield batch
+            else:
+                yield from rows_of_columns(
+                    {name: batch.column(name) for name in wanted},
+                    range(first, first + batch.num_rows),
+                )
 
 
-def _python_values(column: pa.Array) -> list[Any]:
+def parquet_batches(
+    parquet: pq.ParquetFile, wanted: list[str], group: int, rows: int
+) -> Iterator[tuple[int, pa.RecordBatch | Row]]:
+    """Yields (number of the first row, batch) of a row group; a Row where it cannot be read."""
+    line = 1 + sum(parquet.metadata.row_group(index).num_rows for index in range(group))
+    batches = parquet.iter_batches(batch_size=rows, row_groups=[group], columns=wanted)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            fault = Fault(BROKEN_FILE, f"row group {group} cannot be read: {error}")
+            yield line, Row(line, None, "", fault)
+            return
+        if batch is None:
+            return
+        yield line, batch
+        line += batch.num_rows
+
+
+def rows_of_columns(columns: Mapping[str, pa.Array], numbers: Iterable[int]) -> Iterator[Row]:
+    """Rows of columns of Parquet."""
+    names = list(columns)
+    values_of = [python_values(column) for column in columns.values()]
+    for number, *values in zip(numbers, *values_of, strict=True):
+        undecodable = [
+            name for name, value in zip(names, values, strict=True) if isinstance(value, bytes)
+        ]
+        if undecodable:
+            fault = Fault("undecodable", f"column '{undecodable[0]}' is not utf-8")
+            yield Row(number, None, dict(zip(names, values, strict=True)), fault)
+        else:
+            yield Row(number, values, tuple(values))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are text; some writers of Parquet call it binary."""
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def python_values(column: pa.Array) -> list[Any]:
     """Values of a column; text that does not decode stays bytes."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
         kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    if is_text(kind):
         return [_utf8(value) for value in column.cast(pa.large_binary()).to_pylist()]
-    return column.to_pylist()
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError):
+        return [_python_value(scalar) for scalar in column]
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    """The value; a time that Python cannot express stays a number."""
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError):
+        return scalar.value
 
 
 def _utf8(value: bytes | None) -> str | bytes | None:

@@ -7,315 +7,305 @@ failed bundle may count metrics twice, and the books must balance exactly.
 from __future__ import annotations
 
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
 
 from components.interaction_gen import spec
 from components.interaction_gen import summary as counted
-from components.interaction_gen.catalogue import Entity, Order, entity_parser
-from components.interaction_gen.examples import item_example, timeline_example
-from components.interaction_gen.faults import DeadLetter, Fault, UnusableError, shown
-from components.interaction_gen.files import Work, open_input, table_at
+from components.interaction_gen.catalogue import Entities, schema_of
+from components.interaction_gen.examples import EncodedTimelines, item_examples, user_entries
+from components.interaction_gen.faults import DeadLetter
+from components.interaction_gen.files import Work
 from components.interaction_gen.histogram import Histogram, choose_cut
-from components.interaction_gen.levels import DROP_RULES, event_parser
-from components.interaction_gen.readers import BLANK_LINE, Row, open_rows
+from components.interaction_gen.reading import EntityReader, LogReader
+from components.interaction_gen.records import Part, PartsWriter, put_together
+from components.interaction_gen.shards import (
+    EVENTS,
+    SEEN,
+    ShardCounts,
+    divide,
+    gather,
+    id_list,
+    ranked,
+)
+from components.interaction_gen.sorting import same_as_before
 from components.interaction_gen.summary import CountKey, DeadLetterKind
 from components.interaction_gen.timelines import (
     Bounds,
-    TimelineEvent,
-    UserEvent,
-    UserTimeline,
+    Chunks,
+    Events,
+    Timelines,
+    cut_into_chunks,
     leave_out_split,
     time_split,
 )
-from schemas.logs import CatalogueTable, DataSettings, InteractionSource, Split, UserTable
-from schemas.names import CONTEXT, EVAL_SPLIT, TRAIN_SPLIT
+from schemas.logs import DataSettings, Split
+from schemas.names import CATALOGUE_SPLIT, CONTEXT, EVAL_SPLIT, TRAIN_SPLIT
 
 # Tags of outputs.
 MAIN = "main"
 COUNTS = "counts"  # (CountKey, int)
-DEAD = "dead"  # DeadLetter
+KINDS = "kinds"  # ((table, kind of fault), (how many, the first DeadLetter))
 HISTOGRAMS = "histograms"  # Histogram of one part of the log
-SEEN_ITEMS = "seen_items"  # (item id, IN_TRAIN | IN_EVAL)
+SEEN_ITEMS = "seen_items"  # (shard of items, table SEEN)
+PARTS = "parts"  # (path of a file, Part)
 
-IN_TRAIN = 1
-IN_EVAL = 2
-
-# Rows and ids held back to be sent in groups; bounds memory and saves most of the per-element cost.
-_EVENTS_PER_FLUSH = 100_000
-_ITEMS_PER_FLUSH = 200_000
+_SPLITS = ((TRAIN_SPLIT, False), (EVAL_SPLIT, True))
 
 
-class _Books:
-    """Counts of the part being read."""
+class Places(NamedTuple):
+    """Where the steps write.
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self.read = 0
-        self.counts: Counter[CountKey] = Counter()
+    Attributes:
+      examples: directory of the splits.
+      dead_letters: file.
+      parts: directory of what the files are put together from.
+    """
 
-    def drop(self, rule: str) -> None:
-        self.counts[(counted.DROPPED, self._work.table, rule)] += 1
+    examples: str
+    dead_letters: str
+    parts: str
 
-    def refuse(self, row: Row, fault: Fault) -> Iterator[TaggedOutput]:
-        if fault.kind == BLANK_LINE:
-            self.drop(BLANK_LINE)
-            return
-        work = self._work
-        letter = DeadLetter(
-            work.table, work.file, row.line, fault.kind, fault.reason, shown(row.raw)
-        )
-        yield TaggedOutput(DEAD, letter)
-
-    def close(self) -> Iterator[TaggedOutput]:
-        self.counts[(counted.READ, self._work.table, self._work.file)] = self.read
-        return _tagged(COUNTS, sorted(self.counts.items()))
+    def example_files(self, split: str, files: int) -> list[str]:
+        """Paths of the files of a split."""
+        directory = FileSystems.join(self.examples, f"Split-{split}")
+        return [
+            FileSystems.join(directory, f"{spec.EXAMPLES_PREFIX}-{index:05d}-of-{files:05d}.gz")
+            for index in range(files)
+        ]
 
 
 class ReadTables(beam.DoFn):
-    """(index, [Work]) -> the rows of each table, tagged by table; counts and the like aside."""
+    """(index, [Work]) -> tables of rows for shards, tagged by table; counts and the like aside."""
 
-    def __init__(self, data: DataSettings, objectives: list[str]) -> None:
+    def __init__(
+        self, data: DataSettings, objectives: list[str], shards: ShardCounts, places: Places
+    ) -> None:
         self._data = data
         self._objectives = objectives
+        self._shards = shards
+        self._places = places
 
     def process(self, element: tuple[int, Iterable[Work]]) -> Iterator[TaggedOutput]:
         """Reads parts from start to end."""
-        for work in element[1]:
-            if work.table == spec.INTERACTIONS:
-                yield from read_log(work, self._data, self._objectives)
+        index, parts = element
+        for work in parts:
+            yield from self._read(index, work)
+
+    def _read(self, index: int, work: Work) -> Iterator[TaggedOutput]:
+        reader: LogReader | EntityReader
+        if work.table == spec.INTERACTIONS:
+            reader = LogReader(work, self._data, self._objectives, self._shards)
+        else:
+            reader = EntityReader(work, self._data, self._shards)
+        writer = PartsWriter(self._places.parts, compress=False)
+        writer.start((index,))
+        for found in reader.read():
+            if isinstance(found, str):
+                writer.add(self._places.dead_letters, found.encode())
             else:
-                yield from read_entities(work, self._data)
-
-
-def read_log(work: Work, data: DataSettings, objectives: list[str]) -> Iterator[TaggedOutput]:
-    """Reads a part of an interaction log.
-
-    Yields:
-      INTERACTIONS: (user id, [events]), a user possibly several times; HISTOGRAMS, COUNTS, DEAD.
-    """
-    source = table_at(data, work.table, work.source)
-    assert isinstance(source, InteractionSource)
-    timed = data.split.kind == "time"
-    books = _Books(work)
-    histogram = Histogram()
-    by_user: dict[bytes, list[UserEvent]] = {}
-    held = closed = 0
-    with open_input(work.file) as handle:
-        opened = open_rows(handle, work.file, source, data.max_line_bytes, work.row_group)
-        parse = event_parser(source, opened.positions, objectives, timed)
-        for row in opened.rows:
-            books.read += 1
-            fault = row.fault
-            if row.values is not None:
-                try:
-                    event = parse(row.values)
-                except UnusableError as error:
-                    fault = error.fault
-            if fault is not None:
-                yield from books.refuse(row, fault)
-                continue
-            if event.level < 0:
-                books.drop(DROP_RULES[event.level])
-                continue
-            closed += event.closed
-            if timed:
-                histogram.add(event.timestamp_ms)
-            by_user.setdefault(event.user_id, []).append(
-                (event.timestamp_ms, event.item_id, event.level)
-            )
-            held += 1
-            if held >= _EVENTS_PER_FLUSH:
-                yield from _tagged(spec.INTERACTIONS, by_user.items())
-                by_user, held = {}, 0
-    yield from _tagged(spec.INTERACTIONS, by_user.items())
-    if histogram.counts:
-        yield TaggedOutput(HISTOGRAMS, histogram)
-    if closed:
-        books.counts[(counted.CLOSED,)] = closed
-    yield from books.close()
-
-
-def read_entities(work: Work, data: DataSettings) -> Iterator[TaggedOutput]:
-    """Reads a part of the catalogue or of the users table.
-
-    Yields:
-      the table: (id, (order, Entity)); COUNTS, DEAD.
-    """
-    table = table_at(data, work.table, work.source)
-    assert isinstance(table, CatalogueTable | UserTable)
-    books = _Books(work)
-    with open_input(work.file) as handle:
-        opened = open_rows(handle, work.file, table, data.max_line_bytes, work.row_group)
-        parse = entity_parser(table, opened.positions)
-        for row in opened.rows:
-            books.read += 1
-            fault = row.fault
-            if row.values is not None:
-                try:
-                    entity = parse(row.values)
-                except UnusableError as error:
-                    fault = error.fault
-            if fault is not None:
-                yield from books.refuse(row, fault)
-                continue
-            order: Order = (work.file_index, row.line)
-            yield TaggedOutput(work.table, (entity.key, (order, entity)))
-    yield from books.close()
+                yield TaggedOutput(work.table, found)
+        yield from _tagged(PARTS, writer.close())
+        yield from _tagged(COUNTS, reader.books.close())
+        for kind, counted_letter in sorted(reader.books.kinds.items()):
+            yield TaggedOutput(KINDS, ((work.table, kind), counted_letter))
+        if isinstance(reader, LogReader) and reader.histogram.counts:
+            yield TaggedOutput(HISTOGRAMS, reader.histogram)
 
 
 def _tagged(tag: str, elements: Iterable[Any]) -> Iterator[TaggedOutput]:
     return (TaggedOutput(tag, element) for element in elements)
 
 
-def _first(rows: list[tuple[Order, Entity]]) -> Entity | None:
-    return min(rows, key=lambda row: row[0])[1] if rows else None
+class _WritingDoFn(beam.DoFn):
+    """Writes examples as parts, and counts; sends both when a bundle ends."""
 
-
-class _CountingDoFn(beam.DoFn):
-    """Adds counts up within a bundle and sends them when it ends."""
+    def __init__(self, places: Places, files: dict[str, list[str]]) -> None:
+        self._places = places
+        self._files = files  # of each split
 
     def start_bundle(self) -> None:
-        """Starts the counts of a bundle."""
+        """Starts the counts and the files of a bundle."""
         self._counts: Counter[CountKey] = Counter()
+        self._writer = PartsWriter(self._places.parts)
 
     def finish_bundle(self) -> Iterator[Any]:
-        """Sends the counts of a bundle."""
+        """Sends the counts and the parts of a bundle."""
+        for part in self._writer.close():
+            yield TaggedOutput(PARTS, GlobalWindows.windowed_value(part))
         for pair in sorted(self._counts.items()):
             yield TaggedOutput(COUNTS, GlobalWindows.windowed_value(pair))
 
-    def _entity(self, table: str, rows: list[tuple[Order, Entity]]) -> Entity | None:
-        """Returns the first row of an id and counts the others as duplicates."""
-        if len(rows) > 1:
-            self._counts[(counted.DROPPED, table, "duplicate")] += len(rows) - 1
-        entity = _first(rows)
-        if entity is not None:
-            for name in entity.unusable:
-                self._counts[(counted.UNUSABLE, table, name)] += 1
-        return entity
+    def _count_entities(self, table: str, entities: Entities) -> None:
+        if entities.duplicates:
+            self._counts[(counted.DROPPED, table, "duplicate")] += entities.duplicates
+        for name, fields in entities.unusable.items():
+            self._counts[(counted.UNUSABLE, table, name)] += fields
 
 
-class BuildTimelines(_CountingDoFn):
-    """(user id, {"events", "users"}) -> tf.Examples, tagged by split."""
+class BuildTimelines(_WritingDoFn):
+    """(shard, {"events", "users"}) -> tf.Examples as parts; the items of the shard."""
 
-    def __init__(self, data: DataSettings, seed: int) -> None:
+    def __init__(self, data: DataSettings, seed: int, shards: ShardCounts, places: Places) -> None:
+        super().__init__(
+            places, {split: places.example_files(split, data.shards) for split, _ in _SPLITS}
+        )
         self._split = data.split
         self._bounds = Bounds(data.timeline.max_events, data.timeline.context_events)
         self._seed = seed
         self._users_table = data.users is not None
+        self._user_schema = schema_of(data.users)
+        self._item_shards = shards.items
 
-    def start_bundle(self) -> None:
-        """Starts the counts of a bundle."""
-        super().start_bundle()
-        self._seen: dict[bytes, int] = {}
-
-    def process(self, element: tuple[bytes, Any], cut_ms: int | None) -> Iterator[Any]:
-        """Builds the chunks of one user."""
-        user_id, grouped = element
-        events = [event for batch in grouped["events"] for event in batch]
-        entity = self._entity(spec.USERS, list(grouped["users"]))
-        if not events:
-            self._counts[(counted.DROPPED, spec.USERS, "not_in_log")] += 1
-            return
+    def process(self, element: tuple[int, Any], cut_ms: int | None) -> Iterator[TaggedOutput]:
+        """Builds the timelines of the users of a shard."""
+        shard, grouped = element
+        table = gather(grouped["events"], EVENTS)
+        users, user_ids = ranked(table.column("user_id"))
+        items, item_ids = ranked(table.column("item_id"))
+        events = Events(
+            users,
+            items,
+            table.column("timestamp_ms").to_numpy(),
+            table.column("level").to_numpy().astype(np.int64),
+        )
+        del table
+        keys = id_list(user_ids)
         if self._split.kind == "time":
-            timeline = time_split(events, cut_ms, self._bounds)
+            timelines = time_split(events, cut_ms)
         else:
-            timeline = leave_out_split(events, user_id, self._seed, self._split.share, self._bounds)
-        self._count(timeline, entity)
-        features = entity.features if entity is not None else {}
-        for split, chunks in ((TRAIN_SPLIT, timeline.train), (EVAL_SPLIT, timeline.evaluation)):
-            for chunk in chunks:
-                self._counts[(counted.EXAMPLES, split)] += 1
-                yield TaggedOutput(split, timeline_example(user_id, chunk, features))
-        for flag, split_events in (
-            (IN_TRAIN, timeline.train_events),
-            (IN_EVAL, timeline.eval_events),
-        ):
-            for event in split_events:
-                self._seen[event.item_id] = self._seen.get(event.item_id, 0) | flag
-        if len(self._seen) > _ITEMS_PER_FLUSH:
-            for pair in self._seen.items():
-                yield TaggedOutput(SEEN_ITEMS, pair)
-            self._seen = {}
+            timelines = leave_out_split(
+                events, keys, id_list(item_ids), self._seed, self._split.share
+            )
+        entities = Entities.of(gather(grouped["users"], self._user_schema))
+        rows = {key: row for row, key in enumerate(entities.keys)}
+        found = [rows.get(key) for key in keys]
+        chunks = cut_into_chunks(timelines, self._bounds)
+        self._count(timelines, chunks)
+        self._count_users(found, entities)
+        self._writer.start((shard,))
+        entries = user_entries(user_ids, found, entities.features)
+        encoded = EncodedTimelines(timelines, item_ids, entries)
+        for split, evaluation in _SPLITS:
+            chosen = Chunks(*(column[chunks.evaluation == evaluation] for column in chunks))
+            self._writer.add_examples(self._files[split], encoded.examples(chosen))
+        self._writer.flush()
+        seen = np.zeros(len(item_ids), bool)
+        seen[timelines.item[~timelines.evaluation]] = True
+        items_table = pa.Table.from_arrays(
+            [item_ids.cast(pa.binary()), pa.array(seen)], schema=SEEN
+        )
+        yield from _tagged(SEEN_ITEMS, divide(items_table, "item_id", self._item_shards))
 
-    def finish_bundle(self) -> Iterator[Any]:
-        """Sends the counts and the items of a bundle."""
-        yield from super().finish_bundle()
-        for pair in self._seen.items():
-            yield TaggedOutput(SEEN_ITEMS, GlobalWindows.windowed_value(pair))
-
-    def _count(self, timeline: UserTimeline, entity: Entity | None) -> None:
+    def _count_users(self, found: Sequence[int | None], entities: Entities) -> None:
         counts = self._counts
-        counts[(counted.USERS, "total")] += 1
-        if entity is not None:
-            counts[(counted.USED, spec.USERS)] += 1
-        elif self._users_table:
-            counts[(counted.USERS, "without_features")] += 1
-        for rule, n in (("duplicate", timeline.duplicates), ("repeat", timeline.repeats)):
+        self._count_entities(spec.USERS, entities)
+        known = sum(row is not None for row in found)
+        counts[(counted.USERS, "total")] += len(found)
+        if known:
+            counts[(counted.USED, spec.USERS)] += known
+        if self._users_table and len(found) > known:
+            counts[(counted.USERS, "without_features")] += len(found) - known
+        if len(entities.keys) > known:
+            counts[(counted.DROPPED, spec.USERS, "not_in_log")] += len(entities.keys) - known
+
+    def _count(self, timelines: Timelines, chunks: Chunks) -> None:
+        counts = self._counts
+        for rule, n in (("duplicate", timelines.duplicates), ("repeat", timelines.repeats)):
             if n:
                 counts[(counted.DROPPED, spec.INTERACTIONS, rule)] += n
-        for split, events in (
-            (TRAIN_SPLIT, timeline.train_events),
-            (EVAL_SPLIT, timeline.eval_events),
-        ):
-            if events:
-                counts[(counted.USERS, split)] += 1
-                counts[(counted.USED, spec.INTERACTIONS)] += len(events)
-                self._count_levels(split, events)
+        for split, evaluation in _SPLITS:
+            chosen = timelines.evaluation == evaluation
+            if not chosen.any():
+                continue
+            counts[(counted.USED, spec.INTERACTIONS)] += int(chosen.sum())
+            counts[(counted.USERS, split)] += int((~same_as_before(timelines.user[chosen])).sum())
+            counts[(counted.EXAMPLES, split)] += int((chunks.evaluation == evaluation).sum())
+            for what, found in (
+                (counted.EVENTS, timelines.level[chosen]),
+                (counted.TARGETS, timelines.target_level[chosen]),
+            ):
+                for level, n in enumerate(np.bincount(found[found != CONTEXT]).tolist()):
+                    if n:
+                        counts[(what, split, str(level))] += n
 
-    def _count_levels(self, split: str, events: list[TimelineEvent]) -> None:
-        for event in events:
-            self._counts[(counted.EVENTS, split, str(event.level))] += 1
-            if event.target_level != CONTEXT:
-                self._counts[(counted.TARGETS, split, str(event.target_level))] += 1
 
+class BuildCatalogue(_WritingDoFn):
+    """(shard, {"seen", "catalogue"}) -> tf.Examples of items as parts."""
 
-class BuildCatalogue(_CountingDoFn):
-    """(item id, {"seen", "catalogue"}) -> tf.Examples of items."""
-
-    def __init__(self, data: DataSettings) -> None:
+    def __init__(self, data: DataSettings, places: Places) -> None:
+        files = places.example_files(CATALOGUE_SPLIT, data.catalogue_shards)
+        super().__init__(places, {CATALOGUE_SPLIT: files})
         self._catalogue_table = data.catalogue is not None
+        self._schema = schema_of(data.catalogue)
 
-    def process(self, element: tuple[bytes, Any]) -> Iterator[Any]:
-        """Builds the example of one item, unless only the future knows the item."""
-        item_id, grouped = element
-        seen = 0
-        for flag in grouped["seen"]:
-            seen |= flag
-        entity = self._entity(spec.CATALOGUE, list(grouped["catalogue"]))
-        if entity is not None:
-            self._counts[(counted.USED, spec.CATALOGUE)] += 1
-        else:
-            if self._catalogue_table:
-                self._counts[(counted.ITEMS, "without_features")] += 1
-            if not seen & IN_TRAIN:
-                self._counts[(counted.ITEMS, "after_cut")] += 1
-                return
-            entity = Entity(item_id, b"", {}, ())
-        self._counts[(counted.ITEMS, "total")] += 1
-        self._counts[(counted.EXAMPLES, "catalogue")] += 1
-        yield item_example(item_id, entity.title, entity.features)
+    def process(self, element: tuple[int, Any]) -> list[Any]:
+        """Builds the examples of a shard's items, but for those that only the future knows."""
+        shard, grouped = element
+        entities = Entities.of(gather(grouped["catalogue"], self._schema))
+        seen = gather(grouped["seen"], SEEN)
+        codes, item_ids = ranked(seen.column("item_id"))
+        in_train = np.zeros(len(item_ids), bool)
+        in_train[codes[seen.column("in_train").to_numpy()]] = True
+        known = set(entities.keys)
+        added, after_cut = [], 0
+        for item_id, trained in zip(id_list(item_ids), in_train.tolist(), strict=True):
+            if item_id not in known:
+                if trained:
+                    added.append(item_id)
+                else:
+                    after_cut += 1
+        self._count_entities(spec.CATALOGUE, entities)
+        counts = self._counts
+        for key, n in (
+            ((counted.USED, spec.CATALOGUE), len(known)),
+            ((counted.ITEMS, "after_cut"), after_cut),
+            ((counted.ITEMS, "total"), len(known) + len(added)),
+            ((counted.EXAMPLES, CATALOGUE_SPLIT), len(known) + len(added)),
+        ):
+            if n:
+                counts[key] += n
+        if self._catalogue_table and (added or after_cut):
+            counts[(counted.ITEMS, "without_features")] += len(added) + after_cut
+        self._writer.start((shard,))
+        nothing = [b""] * len(added)
+        examples = item_examples(
+            [*entities.keys, *added],
+            [*entities.titles, *nothing],
+            {name: [*values, *nothing] for name, values in entities.features.items()},
+        )
+        self._writer.add_examples(self._files[CATALOGUE_SPLIT], examples)
+        self._writer.flush()
+        return []  # the parts leave when the bundle ends
+
+
+def write_file(element: tuple[str, Iterable[Part | None]], places: Places) -> None:
+    """Puts a file together; None stands for no part."""
+    path, parts = element
+    put_together(path, [part for part in parts if part is not None], places.parts)
 
 
 class SummariseDeadLetters(beam.CombineFn):
-    """Dead letters of one kind -> how many, and the first of them by file and line."""
+    """Parts of the dead letters of one kind -> how many, and the first of them by file and line."""
 
     def create_accumulator(self) -> tuple[int, DeadLetter | None]:
         """Nothing yet."""
         return 0, None
 
     def add_input(
-        self, accumulator: tuple[int, DeadLetter | None], element: DeadLetter
+        self, accumulator: tuple[int, DeadLetter | None], element: tuple[int, DeadLetter]
     ) -> tuple[int, DeadLetter | None]:
-        """Adds one dead letter."""
-        return self.merge_accumulators([accumulator, (1, element)])
+        """Adds one part."""
+        return self.merge_accumulators([accumulator, element])
 
     def merge_accumulators(
         self, accumulators: Iterable[tuple[int, DeadLetter | None]]
@@ -366,11 +356,7 @@ def time_fact(histogram: Histogram, cut_ms: int | None) -> str:
     )
 
 
-def dead_letter_line(letter: DeadLetter) -> str:
-    """A dead letter as a line of the dead letters file."""
-    return json.dumps(letter._asdict(), ensure_ascii=False)
-
-
-def shard_of(example: bytes, shards: int) -> int:
-    """The file an example goes to: by its content, so that every run writes the same files."""
-    return zlib.crc32(example) % shards
+def write_lines(lines: Sequence[str], path: str) -> None:
+    """Writes a small file."""
+    with FileSystems.create(path) as handle:
+        handle.write("".join(f"{line}\n" for line in lines).encode())

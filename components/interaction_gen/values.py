@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.interaction_gen.faults import UnusableError
 
@@ -15,11 +15,23 @@ LATEST_MS = 4_102_444_800_000  # 2100-01-01
 MAX_ID_BYTES = 1024  # item ids become fixed-width arrays: one long id would widen all of them
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
-_LIMITS = {
-    "s": (EARLIEST_MS // 1000, LATEST_MS // 1000),
-    "ms": (EARLIEST_MS, LATEST_MS),
-    "us": (EARLIEST_MS * 1000, LATEST_MS * 1000),
+
+
+class NumericUnit(NamedTuple):
+    """How a number becomes milliseconds since the epoch."""
+
+    name: str
+    low: int  # numbers from here ..
+    high: int  # .. to below this lie in 1990..2100
+    multiplier: int  # of whole numbers
+    divisor: int
+    factor: float  # of numbers with a fraction
+
+
+NUMERIC_UNITS = {
+    "s": NumericUnit("seconds", EARLIEST_MS // 1000, LATEST_MS // 1000, 1000, 1, 1000.0),
+    "ms": NumericUnit("milliseconds", EARLIEST_MS, LATEST_MS, 1, 1, 1.0),
+    "us": NumericUnit("microseconds", EARLIEST_MS * 1000, LATEST_MS * 1000, 1, 1000, 0.001),
 }
 
 
@@ -115,8 +127,7 @@ def timestamp_reader(unit: str) -> Callable[[Any], int]:
     """
     if unit == "iso8601":
         return _iso_milliseconds
-    low, high = _LIMITS[unit]
-    multiplier, divisor = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000)}[unit]
+    limits = NUMERIC_UNITS[unit]
 
     def milliseconds(value: Any) -> int:
         try:
@@ -125,9 +136,9 @@ def timestamp_reader(unit: str) -> Callable[[Any], int]:
             return _uncommon_milliseconds(value, unit)
         if isinstance(value, float | bool):
             return _uncommon_milliseconds(value, unit)
-        if not low <= count < high:
+        if not limits.low <= count < limits.high:
             raise _out_of_range(count, unit)
-        return count * multiplier // divisor
+        return count * limits.multiplier // limits.divisor
 
     return milliseconds
 
@@ -151,18 +162,23 @@ def _uncommon_milliseconds(value: Any, unit: str) -> int:
         raise UnusableError(
             "bad_timestamp", f"the timestamp {value!r:.60} is not a number{advice}"
         ) from error
-    low, high = _LIMITS[unit]
-    if not low <= count < high:
+    limits = NUMERIC_UNITS[unit]
+    if not limits.low <= count < limits.high:
         raise _out_of_range(count, unit)
-    return math.floor(count * {"s": 1000.0, "ms": 1.0, "us": 0.001}[unit])
+    return math.floor(count * limits.factor)
 
 
 def _out_of_range(count: float, unit: str) -> UnusableError:
-    fits = [name for name, (low, high) in _LIMITS.items() if low <= count < high]
-    advice = f"; in {_UNITS[fits[0]]} it would fit (timestamp_unit: {fits[0]})" if fits else ""
+    fits = [key for key, limits in NUMERIC_UNITS.items() if limits.low <= count < limits.high]
+    advice = (
+        f"; in {NUMERIC_UNITS[fits[0]].name} it would fit (timestamp_unit: {fits[0]})"
+        if fits
+        else ""
+    )
     return UnusableError(
         "bad_timestamp",
-        f"the timestamp {count!r:.40} is outside 1990..2100 when read as {_UNITS[unit]}{advice}",
+        f"the timestamp {count!r:.40} is outside 1990..2100 when read as"
+        f" {NUMERIC_UNITS[unit].name}{advice}",
     )
 
 
@@ -182,11 +198,11 @@ def _iso_milliseconds(value: Any) -> int:
     if value is None or value == "":
         raise UnusableError("bad_timestamp", "the timestamp is empty")
     text = str(value).strip()
-    for unit, (low, high) in _LIMITS.items():
-        if text.isdigit() and low <= int(text) < high:
+    for unit, limits in NUMERIC_UNITS.items():
+        if text.isdigit() and limits.low <= int(text) < limits.high:
             raise UnusableError(
                 "bad_timestamp",
-                f"the timestamp {text} is a number, not ISO 8601; in {_UNITS[unit]} it would fit"
+                f"the timestamp {text} is a number, not ISO 8601; in {limits.name} it would fit"
                 f" (timestamp_unit: {unit})",
             )
     try:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +15,26 @@ HOUR = 3_600_000
 
 def filled(moments) -> Histogram:
     result = Histogram()
-    for moment in moments:
-        result.add(moment)
+    result.add(np.array(moments, np.int64))
     return result
+
+
+@given(st.lists(st.integers(0, 40_000_000), min_size=1, max_size=60), st.integers(1, 5))
+def test_the_histogram_has_the_narrowest_buckets_that_are_not_too_many(moments, limit) -> None:
+    before, module.MAX_BUCKETS = module.MAX_BUCKETS, limit
+    try:
+        counted = Histogram()
+        for start in range(0, len(moments), 7):
+            counted.add(np.array(moments[start : start + 7]))
+    finally:
+        module.MAX_BUCKETS = before
+    by_width = [
+        Counter(moment // width * width for moment in moments) for width in module.BUCKET_MS
+    ]
+    step = next(
+        (step for step, counts in enumerate(by_width) if len(counts) <= limit), len(by_width) - 1
+    )
+    assert counted == Histogram(step, dict(by_width[step]), min(moments), max(moments))
 
 
 def test_a_short_log_is_cut_to_the_millisecond() -> None:

@@ -2,21 +2,123 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components.interaction_gen import timelines as module
 from components.interaction_gen.timelines import (
     HELD_OUT_TIME,
     Bounds,
-    TimelineEvent,
-    chunks,
-    leave_out_split,
-    rising_events,
-    time_split,
+    Events,
+    Timelines,
+    cut_into_chunks,
 )
 from schemas.names import CONTEXT
+from tests.components.interaction_gen import row_by_row
+from tests.components.interaction_gen.row_by_row import TimelineEvent, UserEvent, UserTimeline
 
 WIDE = Bounds(2000, 500)
+
+Log = dict[bytes, list[UserEvent]]  # user -> events
+
+
+def coded(log: Log) -> tuple[Events, list[bytes], list[bytes]]:
+    """Columns of all events, the users by code, the items by code."""
+    users = sorted(log)
+    items = sorted({item for events in log.values() for _, item, _ in events})
+    rows = [
+        (users.index(user), items.index(item), time, level)
+        for user, events in log.items()
+        for time, item, level in events
+    ]
+    columns = np.array(rows, np.int64).reshape(-1, 4).T
+    return Events(*columns), users, items
+
+
+def of_users(
+    timelines: Timelines, users: list[bytes], items: list[bytes], bounds: Bounds
+) -> dict[bytes, UserTimeline]:
+    """The timelines of each user; duplicates and repeats, which have no user, are left out."""
+    result = {user: UserTimeline([], [], [], [], 0, 0) for user in users}
+    events = [
+        TimelineEvent(time, items[item], level, target)
+        for time, item, level, target in zip(
+            timelines.timestamp_ms.tolist(),
+            timelines.item.tolist(),
+            timelines.level.tolist(),
+            timelines.target_level.tolist(),
+            strict=True,
+        )
+    ]
+    for user, event, late in zip(timelines.user, events, timelines.evaluation, strict=True):
+        found = result[users[user]]
+        (found.eval_events if late else found.train_events).append(event)
+    for start, own, end, late in zip(*cut_into_chunks(timelines, bounds), strict=True):
+        found = result[users[timelines.user[own]]]
+        context = [event._replace(target_level=CONTEXT) for event in events[start:own]]
+        (found.evaluation if late else found.train).append([*context, *events[own:end]])
+    return result
+
+
+def of_one_user(timelines: Timelines, items: list[bytes], bounds: Bounds) -> UserTimeline:
+    found = of_users(timelines, [b"u"], items, bounds)[b"u"]
+    return found._replace(duplicates=timelines.duplicates, repeats=timelines.repeats)
+
+
+def time_split(events: list[UserEvent], cut_ms: int | None, bounds: Bounds) -> UserTimeline:
+    columns, _, items = coded({b"u": events})
+    return of_one_user(module.time_split(columns, cut_ms), items, bounds)
+
+
+def leave_out_split(
+    events: list[UserEvent], user_id: bytes, seed: int, eval_share: float, bounds: Bounds
+) -> UserTimeline:
+    columns, _, items = coded({b"u": events})
+    timelines = module.leave_out_split(columns, [user_id], items, seed, eval_share)
+    return of_one_user(timelines, items, bounds)
+
+
+def rising_events(events: list[UserEvent]) -> tuple[list[UserEvent], int, int]:
+    found = time_split(events, None, WIDE)
+    return [event[:3] for event in found.train_events], found.duplicates, found.repeats
+
+
+def chunks(
+    context: list[TimelineEvent], events: list[TimelineEvent], bounds: Bounds
+) -> list[list[TimelineEvent]]:
+    every = [*context, *events]
+    items = sorted({event.item_id for event in every})
+    columns = [
+        np.array([function(event) for event in every], np.int64)
+        for function in (
+            lambda event: items.index(event.item_id),
+            lambda event: event.timestamp_ms,
+            lambda event: event.level,
+            lambda event: event.target_level,
+        )
+    ]
+    late = np.arange(len(every)) >= len(context)
+    timelines = Timelines(np.zeros(len(every), np.int64), *columns, late, 0, 0)
+    return of_one_user(timelines, items, bounds).evaluation
+
+
+bounds_strategy = st.integers(2, 12).flatmap(
+    lambda largest: st.builds(Bounds, st.just(largest), st.integers(0, largest - 1))
+)
+logs_strategy = st.dictionaries(
+    st.binary(max_size=2),
+    st.lists(
+        st.tuples(
+            st.integers(0, 30),
+            st.sampled_from([b"a", b"b", b"c", b"d", b"e", b"", b"ab"]),
+            st.integers(0, 2),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    max_size=8,
+)
 
 events_strategy = st.lists(
     st.tuples(
@@ -27,9 +129,34 @@ events_strategy = st.lists(
     min_size=1,
     max_size=60,
 )
-bounds_strategy = st.integers(2, 12).flatmap(
-    lambda largest: st.builds(Bounds, st.just(largest), st.integers(0, largest - 1))
-)
+
+
+@given(logs_strategy, st.none() | st.integers(0, 31), bounds_strategy)
+def test_many_users_at_once_are_the_users_one_by_one(log, cut_ms, bounds) -> None:
+    events, users, items = coded(log)
+    timelines = module.time_split(events, cut_ms)
+    expected = {user: row_by_row.time_split(of, cut_ms, bounds) for user, of in log.items()}
+    compare(timelines, of_users(timelines, users, items, bounds), expected)
+
+
+@given(logs_strategy, st.integers(0, 5), st.floats(0.01, 0.99), bounds_strategy)
+def test_many_users_leave_out_what_each_leaves_out_alone(log, seed, share, bounds) -> None:
+    events, users, items = coded(log)
+    timelines = module.leave_out_split(events, users, items, seed, share)
+    expected = {
+        user: row_by_row.leave_out_split(of, user, seed, share, bounds) for user, of in log.items()
+    }
+    compare(timelines, of_users(timelines, users, items, bounds), expected)
+
+
+def compare(
+    timelines: Timelines, found: dict[bytes, UserTimeline], expected: dict[bytes, UserTimeline]
+) -> None:
+    assert timelines.duplicates == sum(timeline.duplicates for timeline in expected.values())
+    assert timelines.repeats == sum(timeline.repeats for timeline in expected.values())
+    assert found == {
+        user: timeline._replace(duplicates=0, repeats=0) for user, timeline in expected.items()
+    }
 
 
 def test_time_split_by_hand() -> None:
