@@ -220,4 +220,46 @@ def serving(
     )
 
 
+@bench.command()
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Figures.",
+)
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/bench-ingestion"),
+    show_default=True,
+    help="Where the log is written; deleted in the end.",
+)
+@click.option("--rows", type=click.IntRange(min=1000), default=2_000_000, show_default=True)
+@click.option(
+    "--example-gen-rows",
+    type=click.IntRange(min=1000),
+    default=200_000,
+    show_default=True,
+    help="That CsvExampleGen reads of them, which is slow.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--curve", is_flag=True, help="From 0.5 to 10 million rows, too.")
+def ingestion(
+    json_path: Path,
+    workdir: Path,
+    rows: int,
+    example_gen_rows: int,
+    repeats: int,
+    seed: int,
+    curve: bool,
+) -> None:
+    """Measure InteractionGen against CsvExampleGen and Arrow's readers, on a synthetic log."""
+    from benchmarks.ingestion.log import SyntheticLog
+    from benchmarks.ingestion.run import run
+
+    run(SyntheticLog(rows, seed), workdir, json_path, example_gen_rows, repeats, curve)
+
+
 bench.add_command(explorer)

@@ -1,0 +1,1 @@
+"""`csmf bench ingestion`: InteractionGen against CsvExampleGen and Arrow's readers."""
