@@ -16,7 +16,7 @@ from components.interaction_gen.records import (
     Part,
     PartsWriter,
     delete_parts,
-    framed,
+    frames,
     put_together,
 )
 from tests.components.interaction_gen.conftest import make_pipeline
@@ -44,7 +44,7 @@ def test_a_frame_is_what_tensorflow_writes(tmp_path: Path) -> None:
         for example in EXAMPLES:
             writer.write(example)
     expected = Path(path).read_bytes()
-    assert b"".join(piece for example in EXAMPLES for piece in framed(example)) == expected
+    assert b"".join(piece for frame in frames(EXAMPLES) for piece in frame) == expected
 
 
 def test_the_order_of_parts_does_not_matter(tmp_path: Path, parts) -> None:
@@ -58,7 +58,7 @@ def test_the_order_of_parts_does_not_matter(tmp_path: Path, parts) -> None:
     assert len(contents) == 1
     expected = [example for shard in range(3) for example in EXAMPLES[shard::3]]
     content = gzip.decompress(contents.pop())
-    assert content == b"".join(piece for example in expected for piece in framed(example))
+    assert content == b"".join(piece for frame in frames(expected) for piece in frame)
 
 
 def test_a_file_without_parts_is_empty_and_parts_are_deleted(tmp_path: Path, parts) -> None:
