@@ -39,8 +39,18 @@ from components.interaction_gen.sorting import Flags, Ints
 from schemas.logs import InteractionSource
 
 BLOCK_BYTES = 8 << 20  # of a text file, read at a time
-_PARQUET_BATCH_ROWS = 1 << 18
+_PARQUET_BATCH_ROWS = 1 << 17
 _PARSE_BYTES = 1 << 20  # of a block that one thread of Arrow parses
+_MAX_BRACKETS = 200  # of a JSON line; Python's parser has a limit to the depth, Arrow's has none
+_MAX_QUOTED_BYTES = 100_000  # of a line; the csv module limits fields to some more, Arrow does not
+_SAMPLE_LINES = 1000  # looked at to learn the types of JSON values
+_JSON_KINDS = {
+    frozenset({str}): pa.string(),
+    frozenset({int}): pa.int64(),
+    frozenset({float}): pa.float64(),
+    frozenset({int, float}): pa.float64(),
+    frozenset({bool}): pa.bool_(),
+}
 # Encodings of one byte per character, where a delimiter is one wherever it stands.
 _TRANSCODED = {"ascii", "iso8859-1", "iso8859-15", "cp1252"}
 
@@ -314,7 +324,6 @@ class _Text:
         ends = block.ends - (content[block.ends - 1] == ord("\r"))
         odd |= (ends - block.starts < 2) | (content[block.starts] != ord("{"))
         odd |= content[np.maximum(ends - 1, 0)] != ord("}")
-        # Python's parser has a limit to the depth, Arrow's has none.
         deep = block.counts(np.flatnonzero((content == ord("[")) | (content == ord("{"))))
         odd |= deep > _MAX_BRACKETS
 
@@ -398,18 +407,6 @@ class _Text:
                 return None
             fields.append((name, kind))
         return pa.schema(fields)
-
-
-_MAX_BRACKETS = 200
-_MAX_QUOTED_BYTES = 100_000  # of a field the csv module takes a little more
-_SAMPLE_LINES = 1000
-_JSON_KINDS = {
-    frozenset({str}): pa.string(),
-    frozenset({int}): pa.int64(),
-    frozenset({float}): pa.float64(),
-    frozenset({int, float}): pa.float64(),
-    frozenset({bool}): pa.bool_(),
-}
 
 
 def _decodes(data: bytes, encoding: str) -> bool:

@@ -20,6 +20,7 @@ from components.interaction_gen.summary import IngestionReport, build_report, ch
 from schemas.logs import DataSettings, check_objectives
 from schemas.names import CATALOGUE_SPLIT, EVAL_SPLIT, TRAIN_SPLIT
 
+_SHARDED = (spec.INTERACTIONS, spec.USERS, spec.CATALOGUE)
 _FACTS = "facts.jsonl"  # what Beam tells this process; deleted once read
 _PARTS = "parts"  # directory in that of the examples; deleted in the end
 
@@ -98,8 +99,8 @@ def build(
     facts_file: str,
 ) -> None:
     """Adds the whole ingestion to a Beam pipeline."""
-    shards = ShardCounts.for_events(
-        sum(part.rows for part in work if part.table == spec.INTERACTIONS)
+    shards = ShardCounts.for_rows(
+        *(sum(part.rows for part in work if part.table == table) for table in _SHARDED)
     )
     tables = (
         pipeline

@@ -30,9 +30,10 @@ def events(rows: list[tuple[bytes, bytes, int, int]]) -> pa.Table:
 
 
 def test_the_number_of_shards_follows_the_size() -> None:
-    assert ShardCounts.for_events(0) == (1, 1)
-    assert ShardCounts.for_events(200_000) == (1, 1)
-    assert ShardCounts.for_events(10_000_000) == (50, 8)
+    assert ShardCounts.for_rows(0, 0, 0) == (1, 1)
+    assert ShardCounts.for_rows(200_000, 1000, 1000) == (1, 1)
+    assert ShardCounts.for_rows(10_000_000, 1000, 1000) == (50, 8)
+    assert ShardCounts.for_rows(1000, 1_000_000, 4_000_000) == (5, 20)
 
 
 def test_the_hash_of_an_id_never_changes() -> None:
@@ -107,7 +108,7 @@ def example_bytes(outputs: Outputs) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_the_order_of_rows_and_files_does_not_change_a_byte(tmp_path, outputs, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "_EVENTS_PER_SHARD", 300)
+    monkeypatch.setattr(shards, "_ROWS_PER_SHARD", 300)
     monkeypatch.setattr(reading, "_EVENTS_PER_FLUSH", 200)
     rng = np.random.default_rng(0)
     table = pa.table(
