@@ -8,20 +8,18 @@ The plain lines of a block go through Arrow's CSV or JSON parser at once. All ot
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
 from components.interaction_gen.columns import Columns
-from components.interaction_gen.lines import UTF8_BOM, Line, Lines, as_line, read_blocks
+from components.interaction_gen.lines import Lines, read_blocks
+from components.interaction_gen.plain_lines import Block, PlainLines
 from components.interaction_gen.readers import (
     MAX_QUOTED_LINES,
     READ_ERRORS,
@@ -41,8 +39,6 @@ from schemas.logs import InteractionSource
 BLOCK_BYTES = 8 << 20  # of a text file, read at a time
 _PARQUET_BATCH_ROWS = 1 << 17
 _PARSE_BYTES = 1 << 20  # of a block that one thread of Arrow parses
-_MAX_BRACKETS = 200  # of a JSON line; Python's parser has a limit to the depth, Arrow's has none
-_MAX_QUOTED_BYTES = 100_000  # of a line; the csv module limits fields to some more, Arrow does not
 _SAMPLE_LINES = 1000  # looked at to learn the types of JSON values
 _JSON_KINDS = {
     frozenset({str}): pa.string(),
@@ -51,8 +47,6 @@ _JSON_KINDS = {
     frozenset({int, float}): pa.float64(),
     frozenset({bool}): pa.bool_(),
 }
-# Encodings of one byte per character, where a delimiter is one wherever it stands.
-_TRANSCODED = {"ascii", "iso8859-1", "iso8859-15", "cp1252"}
 
 
 class Batch(NamedTuple):
@@ -125,49 +119,6 @@ def _no_rows(indices: Ints) -> Iterator[Row]:
     return iter(())
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Whole lines and where each begins and ends, [L], without the line feed."""
-
-    data: bytes
-    first_line: int
-    limit: int
-    starts: Ints
-    ends: Ints
-
-    @classmethod
-    def of(cls, data: bytes, first_line: int, limit: int) -> _Block:
-        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
-        if not data.endswith(b"\n"):
-            ends = np.append(ends, len(data))
-        return cls(data, first_line, limit, np.append(0, ends[:-1] + 1), ends)
-
-    def lines(self, start: int) -> Iterator[Line]:
-        for index in range(start, len(self.starts)):
-            piece = self.data[self.starts[index] : self.ends[index]]
-            yield as_line(self.first_line + index, piece, self.limit)
-
-    def mark(self, flags: Flags, places: Ints) -> None:
-        """Sets the flags of the lines that hold these bytes."""
-        flags[np.searchsorted(self.ends, places)] = True
-
-    def counts(self, places: Ints) -> Ints:
-        """[L] how many of these bytes, in order, each line has."""
-        return np.searchsorted(places, self.ends) - np.searchsorted(places, self.starts)
-
-    def of_lines(self, chosen: Flags) -> bytes:
-        """The bytes of some of the lines."""
-        if chosen.all():
-            return self.data
-        change = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]])))
-        pieces = [
-            self.data[self.starts[first] : self.ends[last - 1] + 1]
-            for first, last in change.reshape(-1, 2).tolist()
-        ]
-        # Only the last line of a file may lack its line feed.
-        return b"".join(pieces)
-
-
 class _Text:
     """Reads a text file by columns."""
 
@@ -175,13 +126,7 @@ class _Text:
         self._table = table
         self._columns = columns
         self._limit = limit
-        self._encoding = codecs.lookup(table.encoding).name
-        marks = [mark for mark in (table.delimiter, table.quote) if mark is not None]
-        self._fast = all(mark.isascii() for mark in marks) and (
-            self._encoding in _TRANSCODED or self._encoding == "utf-8"
-        )
-        # A line of one column without delimiters is too hard to tell from a blank one.
-        self._fast &= table.format == "jsonl" or columns.width > 1
+        self._plain = PlainLines(table, columns.width)
         self._json_schema: pa.Schema | None = None
 
     def batches(self, handle: BinaryIO, extent: Extent, skipped: int) -> Iterator[Batch]:
@@ -201,14 +146,14 @@ class _Text:
             text = pending + (data or b"")
             if not text:
                 continue
-            block = _Block.of(text, first_line, self._limit)
+            block = Block.of(text, first_line, self._limit)
             batch, done = self._batch(block, skipped, final)
             skipped = 0
             first_line += done
             pending = b"" if done == len(block.starts) else text[block.starts[done] :]
             yield batch
 
-    def _batch(self, block: _Block, skipped: int, final: bool) -> tuple[Batch, int]:
+    def _batch(self, block: Block, skipped: int, final: bool) -> tuple[Batch, int]:
         """Reads a block; returns the number of lines that are dealt with."""
         plain = self._plain(block)
         plain[:skipped] = False
@@ -217,24 +162,23 @@ class _Text:
         if not plain.any():
             return Batch({}, 0, _no_rows, odd), done
         columns = self._parse(block, plain)
-        if columns is None:  # Arrow does not take them after all
-            odd += [row for index in np.flatnonzero(plain) for row in self._row(block, index)]
-            return Batch({}, 0, _no_rows, odd), done
         indices = np.flatnonzero(plain)
+        if columns is None:  # Arrow does not take them after all
+            odd += self._rows(block, indices.tolist())[1]
+            return Batch({}, 0, _no_rows, odd), done
 
         def rows(chosen: Ints) -> Iterator[Row]:
-            for index in indices[chosen].tolist():
-                yield from self._row(block, index)
+            return self._rows(block, indices[chosen].tolist())[1]
 
         return Batch(columns, len(indices), rows, odd), done
 
-    def _row(self, block: _Block, index: int) -> Iterator[Row]:
-        """Reads one line, which is a row."""
-        line = next(block.lines(index))
-        return text_rows(Lines(iter((line,)), self._table.encoding), self._table, self._columns)
+    def _rows(self, block: Block, indices: Iterable[int]) -> tuple[Lines, Iterator[Row]]:
+        """Reads lines of a block one by one; a quoted field may take several of them."""
+        lines = Lines(block.lines(indices), self._table.encoding)
+        return lines, text_rows(lines, self._table, self._columns)
 
     def _odd_rows(
-        self, block: _Block, plain: Flags, skipped: int, final: bool
+        self, block: Block, plain: Flags, skipped: int, final: bool
     ) -> tuple[list[Row], int]:
         """Reads the lines that are not plain; takes plain ones away that are part of their rows.
 
@@ -252,8 +196,7 @@ class _Text:
             if following == len(others):
                 return rows, size
             start = position = int(others[following])
-            lines = Lines(block.lines(start), self._table.encoding)
-            reader = text_rows(lines, self._table, self._columns)
+            lines, reader = self._rows(block, range(start, size))
             while position < size and not plain[position]:
                 if position >= safe and mark is not None:
                     piece = block.data[block.starts[position] : block.ends[position]]
@@ -263,74 +206,8 @@ class _Text:
                 plain[position : start + lines.taken] = False
                 position = start + lines.taken
 
-    def _plain(self, block: _Block) -> Flags:
-        """[L] which lines are plain."""
-        odd = np.zeros(len(block.starts), bool)
-        if not self._fast:
-            return odd
-        data = block.data
-        content = np.frombuffer(data, np.uint8)
-        if int((block.ends - block.starts).max()) > block.limit:
-            odd |= block.ends - block.starts > block.limit
-        if b"\0" in data:
-            block.mark(odd, np.flatnonzero(content == 0))
-        if b"\r" in data:
-            places = np.flatnonzero(content[:-1] == ord("\r"))
-            block.mark(odd, places[content[places + 1] != ord("\n")])
-            odd[-1] |= data.endswith(b"\r")
-        if UTF8_BOM in data:  # Arrow takes it for none of the text
-            odd |= content[block.starts] == UTF8_BOM[0]
-        if not data.isascii() and not _decodes(data, self._encoding):
-            self._mark_undecodable(block, odd)
-        if self._table.format == "csv":
-            self._mark_irregular(block, content, odd)
-        else:
-            self._mark_not_objects(block, content, odd)
-        return ~odd
-
-    def _mark_undecodable(self, block: _Block, odd: Flags) -> None:
-        others: Flags = np.zeros_like(odd)
-        block.mark(others, np.flatnonzero(np.frombuffer(block.data, np.uint8) >= 0x80))
-        for index in np.flatnonzero(others).tolist():
-            line = block.data[block.starts[index] : block.ends[index]]
-            odd[index] |= not _decodes(line, self._encoding)
-
-    def _mark_irregular(self, block: _Block, content: npt.NDArray[np.uint8], odd: Flags) -> None:
-        """Marks lines with another number of fields, and those whose quotes are not simple."""
-        delimiter = ord(self._table.delimiter)
-        delimiters = np.flatnonzero(content == delimiter)
-        if self._table.quote is not None and self._table.quote.encode() in block.data:
-            quotes = np.flatnonzero(content == ord(self._table.quote))
-            of_line = block.counts(quotes)
-            odd |= of_line % 2 == 1
-            odd |= (of_line > 0) & (block.ends - block.starts > _MAX_QUOTED_BYTES)
-            # The first, third, .. quote of a line opens a field, the others close one.
-            before = np.append(0, np.cumsum(of_line)[:-1])
-            opens = (np.arange(len(quotes)) - np.repeat(before, of_line)) % 2 == 0
-            padded = np.concatenate([[ord("\n")], content, [ord("\n")]])
-            beside = np.where(opens, padded[quotes], padded[quotes + 2])
-            # A quote, a line feed in Windows' form and a quoted quote are left to the row reader.
-            simple = (beside == delimiter) | (beside == ord("\n"))
-            simple |= ~opens & (beside == ord("\r"))
-            block.mark(odd, quotes[~simple])
-            # Delimiters after an odd number of quotes stand inside of a field.
-            so_far = np.searchsorted(quotes, delimiters)
-            line = np.searchsorted(block.ends, delimiters)
-            delimiters = delimiters[(so_far - before[line]) % 2 == 0]
-        odd |= block.counts(delimiters) != self._columns.width - 1
-
-    def _mark_not_objects(self, block: _Block, content: npt.NDArray[np.uint8], odd: Flags) -> None:
-        """Marks lines that are not one JSON object from the first character to the last."""
-        ends = block.ends - (content[block.ends - 1] == ord("\r"))
-        odd |= (ends - block.starts < 2) | (content[block.starts] != ord("{"))
-        odd |= content[np.maximum(ends - 1, 0)] != ord("}")
-        deep = block.counts(np.flatnonzero((content == ord("[")) | (content == ord("{"))))
-        odd |= deep > _MAX_BRACKETS
-
-    def _parse(self, block: _Block, plain: Flags) -> Columns | None:
-        data = block.of_lines(plain)
-        if self._encoding in _TRANSCODED and not data.isascii():
-            data = data.decode(self._encoding).encode()
+    def _parse(self, block: Block, plain: Flags) -> Columns | None:
+        data = self._plain.utf8(block.of_lines(plain))
         longest = int((block.ends - block.starts)[plain].max())
         size = int(plain.sum())
         if self._table.format == "csv":
@@ -407,14 +284,6 @@ class _Text:
                 return None
             fields.append((name, kind))
         return pa.schema(fields)
-
-
-def _decodes(data: bytes, encoding: str) -> bool:
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
