@@ -162,7 +162,17 @@ def speeds(content: dict[str, Any]) -> Table:
         title=f"Ingestion of a synthetic log, {content['beam']},"
         f" {content['machine']['cores']} cores; CsvExampleGen reads the first {head:,} rows only"
     )
-    for name in ("", "rows", "rows/s", "spread", "CPU s", "peak MiB", "written MiB", "repeats"):
+    for name in (
+        "",
+        "rows",
+        "rows/s",
+        "spread",
+        "CPU s",
+        "peak MiB",
+        "written MiB",
+        "load",
+        "runs",
+    ):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for reader, file in _READERS:
         found = [
@@ -179,6 +189,7 @@ def speeds(content: dict[str, Any]) -> Table:
             f"{_median(found, 'cpu_seconds'):.1f}",
             f"{_median(found, 'peak_bytes') / (1 << 20):,.0f}",
             f"{_median(found, 'bytes_written') / (1 << 20):,.1f}",
+            f"{_median(found, 'load_before'):.1f}",  # other work on the machine takes time
             str(len(found)),
         )
     return table
@@ -187,7 +198,8 @@ def speeds(content: dict[str, Any]) -> Table:
 def growth(content: dict[str, Any]) -> Table:
     """A table of the curve."""
     table = Table(title="InteractionGen by the rows of the synthetic log (Parquet)")
-    for name in ("rows", "seconds", "CPU s", "rows/s", "us/row", "peak MiB", "written MiB"):
+    names = ("rows", "seconds", "CPU s", "rows/s", "us/row", "peak MiB", "written MiB", "load")
+    for name in names:
         table.add_column(name, justify="right")
     for point in content["curve"]:
         table.add_row(
@@ -198,6 +210,7 @@ def growth(content: dict[str, Any]) -> Table:
             f"{1e6 * point['seconds'] / point['rows']:.2f}",
             f"{point['peak_bytes'] / (1 << 20):,.0f}",
             f"{point['bytes_written'] / (1 << 20):,.1f}",
+            f"{point['load_before']:.1f}",
         )
     return table
 
