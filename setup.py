@@ -25,6 +25,7 @@ REQUIREMENTS = [
     "grpcio-health-checking==1.62.3",  # the newest that accepts protobuf 4
     "aiohttp==3.14.5",  # the REST interface
     "prometheus-client==0.26.0",  # the metrics page
+    "google-crc32c==1.9.0",  # checksums of TFRecords
     "Jinja2==3.1.6",  # the report and the pages of lineage
     "matplotlib==3.11.2",  # figures of the report and of the benchmarks
     "psutil==7.2.2",  # memory of process trees
@@ -44,8 +45,12 @@ BENCHMARKS = [
     "threadpoolctl==3.8.0",
 ]
 
+# What `csmf compile` writes pipelines for Kubeflow with.
+KUBEFLOW = ["kfp==2.13.0"]  # the newest that tfx 1.16 accepts
+
 DEVELOPMENT = [
     *BENCHMARKS,
+    *KUBEFLOW,
     "cryptography==50.0.2",  # throw-away certificates for the TLS tests
     "hypothesis==6.170.15",
     "kubernetes==26.1.0",  # its types say what a manifest may hold
@@ -89,6 +94,6 @@ setup(
         "benchmarks.serving": ["peers/*.py", "peers/*.txt"],
     },
     install_requires=REQUIREMENTS,
-    extras_require={"benchmarks": BENCHMARKS, "dev": DEVELOPMENT},
+    extras_require={"benchmarks": BENCHMARKS, "kubeflow": KUBEFLOW, "dev": DEVELOPMENT},
     entry_points={"console_scripts": ["csmf=pipeline.cli:main"]},
 )

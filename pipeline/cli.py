@@ -12,6 +12,7 @@ import click
 
 from benchmarks.cli import bench
 from pipeline.explorer.command import explore
+from pipeline.kubeflow.command import compile_command
 from pipeline.lineage.command import lineage
 from pipeline.options import WORKDIR
 from pipeline.report.command import report
@@ -239,7 +240,7 @@ def fetch(name: str, data_dir: Path) -> None:
     click.echo((directory / "TERMS.txt").read_text(encoding="utf-8"))
 
 
-for command in (bench, explore, lineage, report, runs, versions):
+for command in (bench, compile_command, explore, lineage, report, runs, versions):
     main.add_command(command)
 
 

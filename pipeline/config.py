@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from components.retrieval_evaluator.settings import LONGEST_LIST, METRICS, EvaluationSettings
 from models.settings import IndexSettings, ModelSettings, StageSettings
+from pipeline.kubeflow.settings import KubeflowSettings, node_names
 from schemas.logs import DataSettings, check_objectives
 from schemas.settings import ConfigError, Settings, nearest
 
@@ -35,11 +36,30 @@ class ServingSettings(Settings):
 
 
 class BeamSettings(Settings):
-    """How Beam runs ingestion, statistics and transform."""
+    """Where Beam runs ingestion, statistics, transform and `csmf batch-recommend`."""
+
+    runner: (
+        Literal["DirectRunner", "FlinkRunner", "PortableRunner", "SparkRunner", "DataflowRunner"]
+        | None
+    ) = None
+    """None = the DirectRunner inside this process, unless an option says --runner."""
 
     options: tuple[str, ...] = ()
-    """Beam pipeline options, e.g. ["--runner=FlinkRunner", "--flink_master=.."]. None = the
-    DirectRunner inside this process; given any, TFX packs its own sources for remote workers."""
+    """Beam pipeline options, e.g. ["--flink_master=host:8081", "--parallelism=8"]. Given any, or a
+    runner, TFX packs its own sources for remote workers, unless an option names their container."""
+
+    @model_validator(mode="after")
+    def _check_options(self) -> BeamSettings:
+        for option in self.options:
+            if not option.startswith("--"):
+                raise ValueError(f"{option!r} must begin with --, as in --parallelism=8")
+            if self.runner and option.split("=")[0] == "--runner":
+                raise ValueError(f"name the runner once: runner is {self.runner}, and {option}")
+        return self
+
+    def arguments(self) -> list[str]:
+        """As Beam takes them."""
+        return [*([f"--runner={self.runner}"] if self.runner else []), *self.options]
 
 
 class PipelineConfig(Settings):
@@ -54,6 +74,7 @@ class PipelineConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     serving: ServingSettings = ServingSettings()
     beam: BeamSettings = BeamSettings()
+    kubeflow: KubeflowSettings = KubeflowSettings()
 
     @property
     def objective_names(self) -> list[str]:
@@ -100,6 +121,17 @@ class PipelineConfig(Settings):
                 f"index.top_k is {self.index.top_k}; the evaluation needs lists of at least "
                 f"{LONGEST_LIST}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> PipelineConfig:
+        known = node_names(self.objective_names)
+        for name in self.kubeflow.nodes:
+            if name not in known:
+                raise ValueError(
+                    f"kubeflow.nodes: no node {name!r}.{nearest(name, known)} "
+                    f"Nodes: {', '.join(known)}."
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
-"""The pipeline, in one function."""
+"""The pipeline: its nodes, and how they run on this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGe
 from tfx.components.statistics_gen.component import StatisticsGen
 from tfx.components.transform.component import Transform
 from tfx.dsl.components.base.base_node import BaseNode
+from tfx.dsl.placeholder.placeholder import Placeholder
 from tfx.orchestration.metadata import sqlite_metadata_connection_config
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import transform_pb2
@@ -65,10 +67,27 @@ class Workdir:
         return Path(config.serving.directory or self.root / "serving").absolute()
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What of the pipeline depends on where it runs.
+
+    Attributes:
+      fingerprint: of the input files; see InteractionGen.
+      timeline_schema: node with the output `schema`: what the splits train and eval hold.
+      catalogue_schema: the same for the split catalogue.
+      serving_dir: parent of the served directories, as the nodes see it.
+    """
+
+    fingerprint: Mapping[str, str] | Placeholder
+    timeline_schema: BaseNode
+    catalogue_schema: BaseNode
+    serving_dir: str
+
+
 def create_pipeline(
     config: PipelineConfig, workdir: Workdir, enable_cache: bool = True
 ) -> Pipeline:
-    """Logs -> timelines -> validation -> transform -> cascade -> index -> gates -> push.
+    """The pipeline on this machine.
 
     Args:
       config: all settings.
@@ -76,30 +95,60 @@ def create_pipeline(
       enable_cache: take the outputs of nodes whose inputs and settings did not change from before.
 
     Returns:
-      The pipeline, for any TFX runner.
+      The pipeline, for TFX's local runner.
 
     Raises:
       DataError: a log file is missing or lacks a column.
     """
+    schemas = write_schemas(
+        build_schemas(config.data, len(config.objective_names)), workdir.schemas
+    )
+    surroundings = Surroundings(
+        fingerprint=fingerprint_inputs(config.data),
+        timeline_schema=ImportSchemaGen(schema_file=str(schemas[TIMELINES])).with_id(
+            "ImportSchemaGen.timelines"
+        ),
+        catalogue_schema=ImportSchemaGen(schema_file=str(schemas[CATALOGUE])).with_id(
+            "ImportSchemaGen.catalogue"
+        ),
+        serving_dir=str(workdir.serving(config)),
+    )
+    return Pipeline(
+        pipeline_name=config.name,
+        pipeline_root=str(workdir.artifacts.absolute()),
+        components=create_nodes(config, surroundings),
+        enable_cache=enable_cache,
+        metadata_connection_config=sqlite_metadata_connection_config(
+            str(workdir.metadata.absolute())
+        ),
+        beam_pipeline_args=config.beam.arguments(),
+    )
+
+
+def create_nodes(config: PipelineConfig, surroundings: Surroundings) -> list[BaseNode]:
+    """Logs -> timelines -> validation -> transform -> cascade -> index -> gates -> push.
+
+    Args:
+      config: all settings.
+      surroundings: what depends on where the pipeline runs.
+
+    Returns:
+      The nodes, those of the schemas included, for any TFX runner.
+    """
     features = FeatureKinds.of(config.data)
     objectives = config.objective_names
-    schemas = write_schemas(build_schemas(config.data, len(objectives)), workdir.schemas)
+    timeline_schema = surroundings.timeline_schema
+    catalogue_schema = surroundings.catalogue_schema
 
     # --- data: ingest, describe, check --------------------------------------------------------
     interactions = InteractionGen(
         data=config.data,
         objectives=objectives,
         seed=config.seed,
-        fingerprint=fingerprint_inputs(config.data),
+        fingerprint=surroundings.fingerprint,
     )
     examples = interactions.outputs["examples"]
     statistics = StatisticsGen(examples=examples)
-    timeline_schema = ImportSchemaGen(schema_file=str(schemas[TIMELINES])).with_id(
-        "ImportSchemaGen.timelines"
-    )
-    catalogue_schema = ImportSchemaGen(schema_file=str(schemas[CATALOGUE])).with_id(
-        "ImportSchemaGen.catalogue"
-    )
     timeline_validator = ExampleValidator(
         statistics=statistics.outputs["statistics"],
         schema=timeline_schema.outputs["schema"],
@@ -152,7 +201,6 @@ def create_pipeline(
     )
 
     # --- gates and push -----------------------------------------------------------------------
-    serving_dir = str(workdir.serving(config))
     evaluator = RetrievalEvaluator(
         model=index_builder.outputs["model"],
         examples=examples,
@@ -163,7 +211,7 @@ def create_pipeline(
         features=features,
         index=config.index,
         seed=config.seed,
-        serving_dir=serving_dir,
+        serving_dir=surroundings.serving_dir,
         model_name=config.serving.model_name,
     )
     serving_validator = ServingValidator(
@@ -179,14 +227,14 @@ def create_pipeline(
         model=index_builder.outputs["model"],
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=serving_validator.outputs["blessing"],
-        serving_dir=serving_dir,
+        serving_dir=surroundings.serving_dir,
         model_name=config.serving.model_name,
         keep_versions=config.serving.keep_versions,
         address=config.serving.address,
         poll_timeout_seconds=config.serving.poll_timeout_seconds,
     )
 
-    nodes: list[BaseNode] = [
+    return [
         interactions,
         statistics,
         timeline_schema,
@@ -200,13 +248,3 @@ def create_pipeline(
         serving_validator,
         pusher,
     ]
-    return Pipeline(
-        pipeline_name=config.name,
-        pipeline_root=str(workdir.artifacts.absolute()),
-        components=nodes,
-        enable_cache=enable_cache,
-        metadata_connection_config=sqlite_metadata_connection_config(
-            str(workdir.metadata.absolute())
-        ),
-        beam_pipeline_args=list(config.beam.options),
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +16,7 @@ from tfx.types.artifact import Artifact
 from components.artifacts import compact_json
 from components.cascaded_trainer import spec
 from components.examples import read_split
+from components.paths import local_path
 from models.catalogue import read_catalogue
 from models.features import FeatureKinds
 from models.preprocessing import ITEM_VOCABULARY, USER_VOCABULARY
@@ -58,7 +58,7 @@ class Executor(base_executor.BaseExecutor):
         tf.keras.utils.set_random_seed(seed)
         tf.config.experimental.enable_op_determinism()
         transform = tft.TFTransformOutput(
-            artifact_utils.get_single_uri(input_dict[spec.TRANSFORM_GRAPH_KEY])
+            str(local_path(artifact_utils.get_single_uri(input_dict[spec.TRANSFORM_GRAPH_KEY])))
         )
         examples = input_dict[spec.TRANSFORMED_EXAMPLES_KEY]
         model = ModelSettings.parse(json.loads(exec_properties[spec.MODEL_KEY]))
@@ -69,7 +69,7 @@ class Executor(base_executor.BaseExecutor):
         ordered = bool(exec_properties[spec.ORDERED_KEY])
 
         if previous := input_dict.get(spec.PREVIOUS_KEY):
-            towers = TwoTower.load(Path(artifact_utils.get_single_uri(previous)))
+            towers = TwoTower.load(local_path(artifact_utils.get_single_uri(previous)))
         else:
             towers = TwoTower(
                 TowerSpec(
@@ -102,7 +102,7 @@ class Executor(base_executor.BaseExecutor):
             report.weights = chosen_weights(towers, data, objectives)
 
         artifact = artifact_utils.get_single_instance(output_dict[spec.STAGE_KEY])
-        directory = Path(artifact.uri)
+        directory = local_path(artifact.uri)
         towers.save(directory)
         (directory / spec.REPORT_FILE).write_text(
             json.dumps(dataclasses.asdict(report), indent=2), encoding="utf-8"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import tensorflow_transform as tft
@@ -14,6 +13,7 @@ from tfx.types.artifact import Artifact
 from components.cascaded_trainer.spec import REPORT_FILE
 from components.examples import read_split
 from components.index_builder import spec
+from components.paths import local_path
 from models.catalogue import read_catalogue
 from models.export import export
 from models.features import FeatureKinds
@@ -48,10 +48,10 @@ class Executor(base_executor.BaseExecutor):
           ValueError: an item id occurs twice, or an item vector is not finite.
         """
         transform = tft.TFTransformOutput(
-            artifact_utils.get_single_uri(input_dict[spec.TRANSFORM_GRAPH_KEY])
+            str(local_path(artifact_utils.get_single_uri(input_dict[spec.TRANSFORM_GRAPH_KEY])))
         )
         examples = input_dict[spec.TRANSFORMED_EXAMPLES_KEY]
-        stage = Path(artifact_utils.get_single_uri(input_dict[spec.STAGE_KEY]))
+        stage = local_path(artifact_utils.get_single_uri(input_dict[spec.STAGE_KEY]))
         towers = TwoTower.load(stage)
         features = FeatureKinds.parse(json.loads(exec_properties[spec.FEATURES_KEY]))
         # A served profile knows all that is known, the held-out events too.
@@ -65,7 +65,7 @@ class Executor(base_executor.BaseExecutor):
             for split in (TRAIN_SPLIT, EVAL_SPLIT)
         ]
         artifact = artifact_utils.get_single_instance(output_dict[spec.MODEL_KEY])
-        directory = Path(artifact.uri)
+        directory = local_path(artifact.uri)
         directory.mkdir(parents=True, exist_ok=True)
         manifest = export(
             directory,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.dsl.placeholder.placeholder import Placeholder
 from tfx.types import standard_artifacts
 from tfx.types.channel import Channel
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
@@ -49,7 +50,7 @@ class InteractionGen(base_beam_component.BaseBeamComponent):
         data: DataSettings,
         objectives: Sequence[str],
         seed: int,
-        fingerprint: Mapping[str, str],
+        fingerprint: Mapping[str, str] | Placeholder,
     ) -> None:
         """Builds the node.
 
@@ -57,15 +58,17 @@ class InteractionGen(base_beam_component.BaseBeamComponent):
           data: what to read and how.
           objectives: names, first of the funnel first.
           seed: decides what a leave-out split holds out.
-          fingerprint: `fingerprint_inputs(data)`; a changed file makes this another execution
-            for TFX's cache.
+          fingerprint: `fingerprint_inputs(data)`, or the output of InputFingerprint; a changed
+            file makes this another execution for the cache.
         """
         super().__init__(
             spec=InteractionGenSpec(
                 data=data.model_dump_json(),
                 objectives=json.dumps(list(objectives)),
                 seed=seed,
-                fingerprint=json.dumps(dict(fingerprint), sort_keys=True),
+                fingerprint=fingerprint
+                if isinstance(fingerprint, Placeholder)
+                else json.dumps(dict(fingerprint), sort_keys=True),
                 examples=Channel(type=standard_artifacts.Examples),
                 dead_letters=Channel(type=DeadLetters),
                 summary=Channel(type=IngestionSummary),

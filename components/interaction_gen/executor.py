@@ -13,7 +13,9 @@ from tfx.types import artifact_utils
 from tfx.types.artifact import Artifact
 
 from components.artifacts import compact_json
+from components.input_fingerprint.digest import digest
 from components.interaction_gen import spec
+from components.interaction_gen.files import fingerprint_inputs
 from components.interaction_gen.ingest import Outputs, ingest
 from schemas.logs import DataError, DataSettings
 from schemas.names import CATALOGUE_SPLIT, EVAL_SPLIT, TRAIN_SPLIT
@@ -42,11 +44,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             - data: JSON of DataSettings.
             - objectives: JSON list of names, first of the funnel first.
             - seed: int.
-            - fingerprint: JSON {path: SHA-256} of the inputs.
+            - fingerprint: JSON {path: SHA-256} of the inputs, or the digest of that.
 
         Raises:
           ConfigError: sources and objectives do not fit together.
-          DataError: the data cannot be used; names a directory with dead letters and summary.
+          DataError: the data cannot be used; names a directory with dead letters and summary. Or
+            files have changed since the fingerprint was taken.
         """
         examples = artifact_utils.get_single_instance(output_dict[spec.EXAMPLES_KEY])
         summary = artifact_utils.get_single_instance(output_dict[spec.SUMMARY_KEY])
@@ -55,14 +58,16 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             dead_letters=artifact_utils.get_single_uri(output_dict[spec.DEAD_LETTERS_KEY]),
             summary=summary.uri,
         )
+        data = DataSettings.parse(json.loads(exec_properties[spec.DATA_KEY]))
+        hashes = _hashes(data, exec_properties[spec.FINGERPRINT_KEY])
         try:
             report = ingest(
-                DataSettings.parse(json.loads(exec_properties[spec.DATA_KEY])),
+                data,
                 json.loads(exec_properties[spec.OBJECTIVES_KEY]),
                 exec_properties[spec.SEED_KEY],
                 self._make_beam_pipeline,
                 outputs,
-                json.loads(exec_properties[spec.FINGERPRINT_KEY]),
+                hashes,
             )
         except DataError as error:
             kept = _keep_evidence(outputs)
@@ -73,6 +78,21 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         examples_utils.set_payload_format(examples, example_gen_pb2.FORMAT_TF_EXAMPLE)
         for key, value in report.facts().items():
             summary.set_string_custom_property(key, compact_json(value))
+
+
+def _hashes(data: DataSettings, fingerprint: str) -> dict[str, str]:
+    """Returns path -> SHA-256, which a digest stands for only while the files stay as they are."""
+    if fingerprint.startswith("{"):
+        given: dict[str, str] = json.loads(fingerprint)
+        return given
+    hashes = fingerprint_inputs(data)
+    if digest(hashes) != fingerprint:
+        # Read all the same, they would be taken for the old ones by whoever looks into the cache.
+        raise DataError(
+            f"The input files are not those that this run began with ({fingerprint} expected, "
+            f"{digest(hashes)} found): something writes to them. Run again when they are complete."
+        )
+    return hashes
 
 
 def _keep_evidence(outputs: Outputs) -> str | None:

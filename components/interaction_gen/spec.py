@@ -11,7 +11,8 @@ SUMMARY_KEY = "summary"
 DATA_KEY = "data"  # JSON of schemas.logs.DataSettings
 OBJECTIVES_KEY = "objectives"  # JSON list of names, first of the funnel first
 SEED_KEY = "seed"  # int
-FINGERPRINT_KEY = "fingerprint"  # JSON {path: sha256}, so that a changed file is not a cache hit
+# So that a changed file is not a cache hit: JSON {path: sha256}, or a digest of InputFingerprint.
+FINGERPRINT_KEY = "fingerprint"
 
 # --- files inside the outputs ----------------------------------------------------------------
 SUMMARY_FILE = "summary.json"

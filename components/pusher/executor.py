@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.types.artifact import Artifact
 
+from components.paths import local_path
 from components.pusher import spec
 from components.pusher.push import local_directory, prune, publish
 from schemas.names import STOCK_SUFFIX
@@ -70,7 +70,7 @@ class Executor(base_executor.BaseExecutor):
         model_name = exec_properties[spec.MODEL_NAME_KEY]
         # Versions that a rollback has chosen: they serve, whatever is pushed, until it is ended.
         pinned = pinned_versions(serving_dir / MODELS_FILE, model_name)
-        done = publish(local_directory(model.uri), serving_dir, model_name)
+        done = publish(local_path(model.uri), serving_dir, model_name)
         address = exec_properties.get(spec.ADDRESS_KEY)
         if pinned:
             _LOG.warning("Version %d is not served: rolled back to %s", done.version, pinned)
@@ -100,7 +100,7 @@ def is_blessed(blessing: Artifact, blessed_file: str) -> bool:
     """Reads a verdict: the custom property decides; a blessing without it needs the file."""
     if blessing.has_custom_property(spec.BLESSED_PROPERTY):
         return blessing.get_int_custom_property(spec.BLESSED_PROPERTY) == 1
-    return (local_directory(blessing.uri) / blessed_file).exists()
+    return (local_path(blessing.uri) / blessed_file).exists()
 
 
 def refused(blessing: Artifact, blessed_file: str) -> str:
@@ -129,6 +129,6 @@ def _record(pushed: Artifact, properties: dict[str, int | str]) -> None:
             pushed.set_int_custom_property(key, value)
         else:
             pushed.set_string_custom_property(key, value)
-    directory = Path(pushed.uri)
+    directory = local_path(pushed.uri)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / spec.PUSH_FILE).write_text(json.dumps(properties, indent=2) + "\n")

@@ -17,6 +17,7 @@ from tfx.types.artifact import Artifact
 
 from components.artifacts import compact_json
 from components.examples import read_split
+from components.paths import local_path
 from components.retrieval_evaluator import curve, examples, pareto, spec
 from components.retrieval_evaluator.evaluation import Evaluation
 from components.retrieval_evaluator.sampling import sample
@@ -60,7 +61,7 @@ class Executor(base_executor.BaseExecutor):
         features = FeatureKinds.parse(json.loads(exec_properties[spec.FEATURES_KEY])).user
         seed: int = exec_properties[spec.SEED_KEY]
         records = input_dict[spec.EXAMPLES_KEY]
-        model_uri = artifact_utils.get_single_uri(input_dict[spec.MODEL_KEY])
+        model = local_path(artifact_utils.get_single_uri(input_dict[spec.MODEL_KEY]))
 
         evaluation = Evaluation(
             settings,
@@ -75,10 +76,10 @@ class Executor(base_executor.BaseExecutor):
         _log.info("evaluating on %d held-out moments", len(evaluation.queries))
         import scann  # noqa: F401 - registers the ops that the scann flavour needs
 
-        candidate = Model(f"{model_uri}/{names.SCANN_FLAVOUR}", features)
+        candidate = Model(str(model / names.SCANN_FLAVOUR), features)
         weights = evaluation.weights(candidate.weights)
         served = evaluation.lists(candidate, weights)
-        exact = Model(f"{model_uri}/{names.STOCK_FLAVOUR}", features)
+        exact = Model(str(model / names.STOCK_FLAVOUR), features)
         path = served_version(
             Path(exec_properties[spec.SERVING_DIR_KEY]), exec_properties[spec.MODEL_NAME_KEY]
         )
@@ -101,7 +102,7 @@ class Executor(base_executor.BaseExecutor):
         report["index_curve"] = curve.measure(
             candidate,
             queries,
-            Path(model_uri) / names.VECTORS_FILE,
+            model / names.VECTORS_FILE,
             list(weights.values()),
             IndexSettings.parse(json.loads(exec_properties[spec.INDEX_KEY])),
             seed,
@@ -129,7 +130,7 @@ def _anomalies(artifacts: list[Artifact]) -> list[str]:
     artifact = artifact_utils.get_single_instance(artifacts)
     lines = []
     for split in artifact_utils.decode_split_names(artifact.split_names):
-        path = Path(artifact_utils.get_split_uri([artifact], split)) / "SchemaDiff.pb"
+        path = local_path(artifact_utils.get_split_uri([artifact], split)) / "SchemaDiff.pb"
         anomalies = anomalies_pb2.Anomalies.FromString(path.read_bytes())
         lines += [
             f"{split}: {feature}: {info.description}"
@@ -142,14 +143,14 @@ def _anomalies(artifacts: list[Artifact]) -> list[str]:
 
 def _write(report: dict[str, Any], output_dict: dict[str, list[Artifact]]) -> None:
     evaluation = artifact_utils.get_single_instance(output_dict[spec.EVALUATION_KEY])
-    directory = Path(evaluation.uri)
+    directory = local_path(evaluation.uri)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / spec.REPORT_FILE).write_text(json.dumps(report, indent=2), encoding="utf-8")
     _describe(evaluation, report)
 
     blessing = artifact_utils.get_single_instance(output_dict[spec.BLESSING_KEY])
     failed = [check["name"] for check in report["checks"] if not check["passed"]]
-    directory = Path(blessing.uri)
+    directory = local_path(blessing.uri)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / ("BLESSED" if report["blessed"] else "NOT_BLESSED")).touch()
     blessing.set_int_custom_property("blessed", int(report["blessed"]))

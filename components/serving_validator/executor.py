@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from tfx.dsl.components.base import base_executor
@@ -15,6 +14,7 @@ from tfx.types.artifact import Artifact
 from tfx.utils import io_utils
 
 from components.artifacts import compact_json
+from components.paths import local_path
 from components.serving_validator import spec
 from components.serving_validator.sample import sample_timelines
 from components.serving_validator.validate import validate
@@ -56,7 +56,7 @@ class Executor(base_executor.BaseExecutor):
         model = artifact_utils.get_single_instance(input_dict[spec.MODEL_KEY])
         examples = artifact_utils.get_single_instance(input_dict[spec.EXAMPLES_KEY])
         blessing = artifact_utils.get_single_instance(output_dict[spec.BLESSING_KEY])
-        split = artifact_utils.get_split_uri([examples], EVAL_SPLIT)
+        split = str(local_path(artifact_utils.get_split_uri([examples], EVAL_SPLIT)))
         files = sorted(fileio.glob(io_utils.all_files_pattern(split)))
         timelines = sample_timelines(
             files, exec_properties[spec.SAMPLE_SIZE_KEY], exec_properties[spec.SEED_KEY]
@@ -67,13 +67,13 @@ class Executor(base_executor.BaseExecutor):
                 "some users have events after it."
             )
         report = validate(
-            Path(model.uri),
+            local_path(model.uri),
             timelines,
             json.loads(exec_properties[spec.OBJECTIVES_KEY]),
             exec_properties[spec.TIMEOUT_SECONDS_KEY],
             exec_properties[spec.MINIMUM_RECALL_KEY],
         )
-        directory = Path(blessing.uri)
+        directory = local_path(blessing.uri)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / spec.REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         verdict = spec.BLESSED_FILE if report.blessed else spec.NOT_BLESSED_FILE

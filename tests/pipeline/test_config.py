@@ -127,6 +127,17 @@ FULL: dict[str, Any] = {
         "validation_timeout_seconds": 9.0,
     },
     "beam": {"options": ["--runner=DirectRunner"]},
+    "kubeflow": {
+        "default": {"cpu": 1.5, "memory": "3Gi", "accelerator": {"type": "tpu", "count": 3}},
+        "nodes": {
+            "CascadedTrainer": {
+                "cpu": 8.0,
+                "memory": "16Gi",
+                "accelerator": {"type": "nvidia.com/gpu", "count": 2},
+            }
+        },
+        "volumes": [{"claim": "models", "path": "/models"}],
+    },
 }
 
 Place = tuple[str | int, ...]
@@ -354,6 +365,7 @@ def _another(place: Place, value: Any) -> Any:
         "header": None,
         "delimiter": "\t",
         "quote": '"',
+        "memory": "9Gi",
     }
     if place[0] == "objectives" and place[-1] == "name":
         return None

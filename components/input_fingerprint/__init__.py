@@ -1,0 +1,1 @@
+"""InputFingerprint: one value that changes when an input file does."""

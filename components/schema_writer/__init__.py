@@ -1,0 +1,1 @@
+"""SchemaWriter: a schema of the configuration as an artifact."""
