@@ -20,7 +20,7 @@ RUN_USER ?= 196
 
 .PHONY: help
 help:  ## Show the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
 
 .PHONY: run
 run: $(STAMP)  ## Fetch MovieLens-100K, train, push, and recommend under three weightings
@@ -40,7 +40,11 @@ unit: $(STAMP)  ## Fast tests only
 
 .PHONY: slow
 slow: $(STAMP) browser  ## Tests with real processes, Beam pipelines or training
-	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m slow $(PYTEST_ARGS) tests/pipeline tests
+	$(BIN)/python -m pytest $(PYTEST_PARALLEL) -m "slow and not distributed" $(PYTEST_ARGS) tests/pipeline tests
+
+.PHONY: test-distributed
+test-distributed: $(STAMP)  ## Beam on worker processes, and on Flink where its job server can be had
+	$(BIN)/python -m pytest -rs -m distributed $(PYTEST_ARGS) tests/distributed
 
 .PHONY: lint
 lint: $(STAMP)  ## ruff and mypy

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.cli import bench
+from pipeline.batch_recommend.command import batch_recommend
 from pipeline.explorer.command import explore
 from pipeline.kubeflow.command import compile_command
 from pipeline.lineage.command import lineage
@@ -240,7 +241,7 @@ def fetch(name: str, data_dir: Path) -> None:
     click.echo((directory / "TERMS.txt").read_text(encoding="utf-8"))
 
 
-for command in (bench, compile_command, explore, lineage, report, runs, versions):
+for command in (batch_recommend, bench, compile_command, explore, lineage, report, runs, versions):
     main.add_command(command)
 
 

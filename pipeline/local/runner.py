@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Literal
@@ -101,7 +102,7 @@ def run_pipeline(
     with MemoryWatch() as memory, NodeLogs(log_dir).attached() as logs:
         nodes = _Nodes(progress, memory, logs)
         try:
-            with _listening(nodes):
+            with _listening(nodes), _no_arguments():
                 _Runner(run_id).run(pipeline, options)
         except BaseException as error:
             failure = nodes.failed(error)
@@ -131,6 +132,17 @@ class _Runner(LocalDagRunner):
         """Runs the compiled pipeline."""
         substitute_runtime_parameter(pipeline, {PIPELINE_RUN_ID_PARAMETER_NAME: self._run_id})
         super().run_with_ir(pipeline, run_options)
+
+
+@contextlib.contextmanager
+def _no_arguments() -> Iterator[None]:
+    """Hides the command line: TFX parses it with absl's flags where Beam has options of its own."""
+    given = sys.argv
+    sys.argv = given[:1]
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 @contextlib.contextmanager
