@@ -200,14 +200,13 @@ def recommend(
     as_json: bool,
 ) -> None:
     """Print a table of recommended titles for one user, one column per weighting."""
-    from pipeline import console
-    from pipeline.recommend import recommend as ask
+    from pipeline import recommend as logic
 
-    answer = ask(workdir, user, weights, count, exclude, address)
+    answer = logic.recommend(workdir, user, weights, count, exclude, address)
     if as_json:
         click.echo(answer.to_json())
     else:
-        console.show_recommendations(answer)
+        logic.show(answer)
 
 
 @main.group()

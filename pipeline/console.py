@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from pipeline.local.runner import NodeEvent
-    from pipeline.recommend import Recommendations
 
 # Titles and messages are data: nothing in them is markup or the name of an emoji.
 _console = Console(emoji=False)
@@ -120,20 +118,4 @@ def _show_failed(checks: list[dict[str, Any]]) -> None:
             table.add_row(Text(check["name"]), f"{check['value']:.4f}", f"{check['threshold']:.4f}")
         else:
             table.add_row(Text(check["name"]), Text(check["detail"]), "")
-    say(table)
-
-
-def show_recommendations(result: Recommendations) -> None:
-    """Prints one column per weighting."""
-    table = Table(
-        title=Text(
-            f"Recommendations for user {result.user}, {result.model} version {result.version}"
-        )
-    )
-    table.add_column("#", justify="right")
-    for weighting in result.lists:
-        table.add_column(Text(weighting.replace(",", "\n")))
-    columns = [[f"{e.title}  {e.score:.2f}" for e in items] for items in result.lists.values()]
-    for place, row in enumerate(zip_longest(*columns, fillvalue=""), start=1):
-        table.add_row(str(place), *(Text(cell) for cell in row))
     say(table)

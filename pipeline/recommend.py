@@ -6,9 +6,14 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import console
 from pipeline.serve import any_server
 from pipeline.versions import served_models
 from schemas.names import MANIFEST_FILE
@@ -128,3 +133,19 @@ def _manifest(version: Path) -> dict[str, Any]:
     """Of a version; empty where the server that answered has it elsewhere."""
     path = version / MANIFEST_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def show(result: Recommendations) -> None:
+    """Prints one column per weighting."""
+    table = Table(
+        title=Text(
+            f"Recommendations for user {result.user}, {result.model} version {result.version}"
+        )
+    )
+    table.add_column("#", justify="right")
+    for weighting in result.lists:
+        table.add_column(Text(weighting.replace(",", "\n")))
+    columns = [[f"{e.title}  {e.score:.2f}" for e in items] for items in result.lists.values()]
+    for place, row in enumerate(zip_longest(*columns, fillvalue=""), start=1):
+        table.add_row(str(place), *(Text(cell) for cell in row))
+    console.say(table)

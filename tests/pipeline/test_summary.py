@@ -281,12 +281,12 @@ def test_details_of_failed_checks_are_shown_as_they_are(shown: Any) -> None:
 def test_titles_and_ids_are_shown_as_they_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.recommend import Recommendations, RecommendedItem
+    from pipeline.recommend import Recommendations, RecommendedItem, show
 
     monkeypatch.setenv("COLUMNS", "200")
     items = [RecommendedItem("1", BRACKETS, 0.5), RecommendedItem("2", "Alien³ [uncut]", 0.25)]
     table = Recommendations("user [/b]", "shop", 3, "abc", {"click=1": items})
-    console.show_recommendations(table)
+    show(table)
     text = capsys.readouterr().out
     assert BRACKETS in text
     assert "Alien³ [uncut]" in text
