@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.browser import open_browser
+from benchmarks.browser import BrowserError, find_chromium, open_browser
 from pipeline.report.render import write_report
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ CUT_OFF = """() => [...document.querySelectorAll("svg")].flatMap(svg => {
 @pytest.fixture
 def opened(whole_kit: Any) -> Iterator[tuple[Page, list[str]]]:
     """The page in a browser, and everything the browser complained of or asked for."""
+    try:
+        find_chromium()
+    except BrowserError as error:
+        pytest.skip(str(error))
     path = write_report(whole_kit.recorder.path, None, whole_kit.recorder.root / "report.html")
     with open_browser() as browser:
         context = browser.new_context(offline=True, viewport={"width": 1100, "height": 900})
