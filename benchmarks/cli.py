@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from benchmarks.explorer import explorer
+from benchmarks.options import FIGURES
 
 
 @click.group()
@@ -145,13 +146,7 @@ def pareto(
 
 
 @bench.command()
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Figures.",
-)
+@FIGURES
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -221,13 +216,7 @@ def serving(
 
 
 @bench.command()
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Figures.",
-)
+@FIGURES
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.options import FIGURES
 from pipeline.options import REPORT_FILE, WORKDIR
 
 if TYPE_CHECKING:
@@ -36,13 +37,7 @@ _LAST = "() => JSON.parse(document.documentElement.dataset.last)"
 
 @click.command()
 @WORKDIR
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Figures.",
-)
+@FIGURES
 @click.option(
     "--moves",
     type=click.IntRange(min=1),

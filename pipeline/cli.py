@@ -97,7 +97,7 @@ def run(
         run_locally(config, place, from_node, to_node, not no_cache, console.NodeProgress())
     except ConfigError:  # nothing has begun
         raise
-    except Exception:
+    except Exception:  # whatever it was, the run is worth a look
         _write_report(place)
         raise
     _write_report(place)

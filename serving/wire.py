@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
+from schemas.wire_format import varint
 from serving.tensors import Array, fill_proto
 
 # Tags: field number * 8 + wire type (0 varint, 2 length-delimited).
@@ -55,9 +56,9 @@ def tensor_proto(value: Array) -> bytes:
     """
     if value.dtype == np.float32:
         values = _field(_FLOATS, value.tobytes()) if value.size else b""
-        return _DTYPE + _varint(types_pb2.DT_FLOAT) + _shape(value) + values
+        return _DTYPE + varint(types_pb2.DT_FLOAT) + _shape(value) + values
     if value.dtype.hasobject:
-        return _DTYPE + _varint(types_pb2.DT_STRING) + _shape(value) + _strings(value)
+        return _DTYPE + varint(types_pb2.DT_STRING) + _shape(value) + _strings(value)
     proto = tensor_pb2.TensorProto()
     fill_proto(value, proto)
     return proto.SerializeToString()
@@ -67,30 +68,19 @@ def _strings(value: Array) -> bytes:
     parts = []
     for text in value.ravel().tolist():
         length = len(text)
-        parts.append(_SHORT_STRING[length] if length < 128 else _STRING + _varint(length))
+        parts.append(_SHORT_STRING[length] if length < 128 else _STRING + varint(length))
         parts.append(text)
     return b"".join(parts)
 
 
 def _shape(value: Array) -> bytes:
     # A size of 0 is the default and left out, as everywhere in proto3.
-    dims = [_field(_DIM, _SIZE + _varint(size) if size else b"") for size in value.shape]
+    dims = [_field(_DIM, _SIZE + varint(size) if size else b"") for size in value.shape]
     return _field(_SHAPE, b"".join(dims))
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
+    return tag + varint(len(content)) + content
 
 
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return bytes((number,))
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-_SHORT_STRING = tuple(_STRING + _varint(length) for length in range(128))
+_SHORT_STRING = tuple(_STRING + varint(length) for length in range(128))

@@ -22,6 +22,7 @@ from components.interaction_gen.sorting import Ints
 from components.interaction_gen.timelines import Chunks, Timelines
 from schemas import names
 from schemas.names import CONTEXT
+from schemas.wire_format import varint
 
 # Fields number 1, 2 and 3 of a message: (number << 3) | 2.
 _FIRST, _SECOND, _THIRD = b"\x0a", b"\x12", b"\x1a"
@@ -46,7 +47,7 @@ def id_entries(name: str, ids: pa.LargeBinaryArray) -> list[bytes]:
     """Serialises a feature of one text per row."""
 
     def head(size: int) -> bytes:
-        field = _FIRST + _varint(size)
+        field = _FIRST + varint(size)
         return _bytes_head(name, len(field) + size) + field
 
     return id_list(_prefixed(ids, head))
@@ -117,7 +118,7 @@ class EncodedTimelines:
         self._users = timelines.user
         self._user_entries = user_entries
         self._items, self._item_starts = _contiguous(
-            _prefixed(item_ids, lambda size: _FIRST + _varint(size)).take(pa.array(timelines.item))
+            _prefixed(item_ids, lambda size: _FIRST + varint(size)).take(pa.array(timelines.item))
         )
         # Levels are single bytes; targets, too, but for CONTEXT.
         self._levels = timelines.level.astype(np.uint8).tobytes()
@@ -160,7 +161,7 @@ class EncodedTimelines:
                     self._user_entries[user],
                 )
             )
-            yield _FIRST + _varint(len(content)) + content
+            yield _FIRST + varint(len(content)) + content
 
 
 def _prefixed(values: pa.LargeBinaryArray, prefix: Callable[[int], bytes]) -> pa.LargeBinaryArray:
@@ -198,33 +199,23 @@ def _entry(name: str, kind: bytes, content: bytes) -> bytes:
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
+    return tag + varint(len(content)) + content
 
 
 @lru_cache(maxsize=1 << 16)
 def _bytes_head(name: str, size: int) -> bytes:
     """What precedes `size` bytes of the values of a bytes feature."""
-    return _head(name, _FIRST + _varint(size), size)
+    return _head(name, _FIRST + varint(size), size)
 
 
 @lru_cache(maxsize=1 << 16)
 def _ints_head(name: str, size: int) -> bytes:
     """What precedes `size` bytes of the packed values of an int64 feature."""
-    packed = _FIRST + _varint(size)
-    return _head(name, _THIRD + _varint(len(packed) + size) + packed, size)
+    packed = _FIRST + varint(size)
+    return _head(name, _THIRD + varint(len(packed) + size) + packed, size)
 
 
 def _head(name: str, feature: bytes, size: int) -> bytes:
     key = _field(_FIRST, name.encode())
-    value = _SECOND + _varint(len(feature) + size) + feature
-    return _FIRST + _varint(len(key) + len(value) + size) + key + value
-
-
-@lru_cache(maxsize=1 << 16)
-def _varint(value: int) -> bytes:
-    content = bytearray()
-    while value > 0x7F:
-        content.append(value & 0x7F | 0x80)
-        value >>= 7
-    content.append(value)
-    return bytes(content)
+    value = _SECOND + varint(len(feature) + size) + feature
+    return _FIRST + varint(len(key) + len(value) + size) + key + value

@@ -127,7 +127,7 @@ async def _answered(request: web.Request, handler: _Handler) -> web.StreamRespon
         return _failed(error.status, str(error))
     except web.HTTPException as error:
         return _failed(HTTPStatus(error.status), f"{request.path}: {error.reason}")
-    except Exception:
+    except Exception:  # the page shows a text, never a stack trace
         _LOG.exception("%s %s", request.method, request.path)
         return _failed(
             HTTPStatus.INTERNAL_SERVER_ERROR,

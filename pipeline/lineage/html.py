@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pipeline.lineage.page import Outline, Page, Table
 from pipeline.lineage.query import version_lineage
 from pipeline.lineage.version_page import version_page
+from pipeline.pages import environment
 
 _TEMPLATE = "page.html.j2"
 
@@ -29,15 +28,9 @@ def page(where: str | Path, version: int, model: str | None = None) -> str:
 
 def render(content: Page) -> str:
     """Returns the HTML of a page; every text of it is escaped."""
-    environment = Environment(
-        loader=PackageLoader("pipeline.lineage"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.tests |= {
+    templates = environment("pipeline.lineage")
+    templates.tests |= {
         "table": lambda part: isinstance(part, Table),
         "outline": lambda part: isinstance(part, Outline),
     }
-    return environment.get_template(_TEMPLATE).render(page=content)
+    return templates.get_template(_TEMPLATE).render(page=content)

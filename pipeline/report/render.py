@@ -6,9 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pipeline.metadata.store import open_store
+from pipeline.pages import environment
 from pipeline.report.blocks import Badge, Block, Note, Section
 from pipeline.report.collect import collect
 from pipeline.report.data import ReportData
@@ -65,14 +64,8 @@ def write_report(where: str | Path, run_id: str | None, path: Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The page, a document without references to anything outside of it."""
-    environment = Environment(
-        loader=PackageLoader("pipeline.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    template = environment("pipeline.report").get_template("report.html.j2")
+    return template.render(
         run=data.run,
         state=state_badge(data.run.state),
         sections=[_section(data, *section) for section in _SECTIONS],

@@ -78,6 +78,11 @@ METADATA = {
 }
 
 
+def assert_error(told: list[str], kind: str, text: str) -> None:
+    assert told[0] == kind
+    assert text in told[1]
+
+
 def test_grpc(run: Run) -> None:
     answers = run(
         """
@@ -99,21 +104,25 @@ print(json.dumps({
     assert answers["status"] == {
         "123": {"state": "AVAILABLE", "error_code": 0, "error_message": ""}
     }
-    kind, text = answers["version 0"]
-    assert kind == "ModelNotFoundError"
-    assert "Servable not found for request: Specific(half, 0)" in text
-    kind, text = answers["no model"]
-    assert kind == "ModelNotFoundError"
-    assert "Servable not found for request: Specific(nope, 1)" in text
-    kind, text = answers["no version"]
-    assert kind == "ModelNotFoundError"
-    assert "Could not find version 9 of model half" in text
-    kind, text = answers["no input"]
-    assert kind == "InvalidInputError"
-    assert "Signature input alias: x" in text
-    kind, text = answers["wrong type"]
-    assert kind == "InvalidInputError"
-    assert "Expects arg[0] to be float but string is provided" in text
+    assert_error(
+        answers["version 0"],
+        "ModelNotFoundError",
+        "Servable not found for request: Specific(half, 0)",
+    )
+    assert_error(
+        answers["no model"],
+        "ModelNotFoundError",
+        "Servable not found for request: Specific(nope, 1)",
+    )
+    assert_error(
+        answers["no version"], "ModelNotFoundError", "Could not find version 9 of model half"
+    )
+    assert_error(answers["no input"], "InvalidInputError", "Signature input alias: x")
+    assert_error(
+        answers["wrong type"],
+        "InvalidInputError",
+        "Expects arg[0] to be float but string is provided",
+    )
 
 
 def test_rest(run: Run) -> None:
@@ -136,15 +145,17 @@ print(json.dumps({
     assert answers["status"] == {
         "123": {"state": "AVAILABLE", "error_code": 0, "error_message": ""}
     }
-    kind, text = answers["no model"]
-    assert kind == "ModelNotFoundError"
-    assert "Servable not found for request: Specific(nope, 1)" in text
-    kind, text = answers["no version"]
-    assert kind == "ModelNotFoundError"
-    assert "Could not find version 9 of model half" in text
-    kind, text = answers["no input"]
-    assert kind == "InvalidInputError"
-    assert "Missing named input: x in 'inputs' object." in text
+    assert_error(
+        answers["no model"],
+        "ModelNotFoundError",
+        "Servable not found for request: Specific(nope, 1)",
+    )
+    assert_error(
+        answers["no version"], "ModelNotFoundError", "Could not find version 9 of model half"
+    )
+    assert_error(
+        answers["no input"], "InvalidInputError", "Missing named input: x in 'inputs' object."
+    )
 
 
 def test_recommendations_over_grpc_and_rest(run: Run) -> None:
