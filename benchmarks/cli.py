@@ -251,4 +251,56 @@ def ingestion(
     run(SyntheticLog(rows, seed), workdir, json_path, example_gen_rows, repeats, curve)
 
 
+@bench.command()
+@FIGURES
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="YAML configuration, or the name of a ready one.",
+)
+@click.option(
+    "--synthetic-rows", type=click.IntRange(min=10_000), help="Of a drawn log, instead of a config."
+)
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the data nodes run. Default: runs/bench-NAME.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=2),
+    default=4,
+    show_default=True,
+    help="Most rounds of training, and of recovery.",
+)
+@click.option("--batches", type=click.IntRange(min=4), default=64, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, help="Of the drawn log.")
+def training(
+    json_path: Path,
+    config_path: Path | None,
+    synthetic_rows: int | None,
+    workdir: Path | None,
+    rounds: int,
+    batches: int,
+    repeats: int,
+    seed: int,
+) -> None:
+    """Measure the training input, the step, and both inside the CascadedTrainer node."""
+    from benchmarks.training_input.run import run, synthetic_config
+    from pipeline.config import load_config
+
+    if (config_path is None) == (synthetic_rows is None):
+        raise click.UsageError("give either --config or --synthetic-rows")
+    if synthetic_rows is not None:
+        place = workdir or Path("runs") / "bench-synthetic-log"
+        config = synthetic_config(synthetic_rows, seed, place)
+    else:
+        assert config_path is not None
+        config = load_config(config_path)
+        place = workdir or Path("runs") / f"bench-{config.name}"
+    run(config, synthetic_rows is not None, place, json_path, rounds, batches, repeats)
+
+
 bench.add_command(explorer)

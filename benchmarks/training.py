@@ -15,7 +15,7 @@ from models.batches import BatchMaker
 from models.fitting import Fitted, Task, TensorBatch, fit
 from models.held_out import HeldOut
 from models.settings import ModelSettings, StageSettings
-from models.stages import RECALL_AT, TrainingData, user_inputs
+from models.stages import RECALL_AT, TrainingData, offsets_of, user_inputs
 from models.towers import TowerSpec
 
 _LEAST_ROWS = 32
@@ -73,7 +73,7 @@ class JointTask(Task):
             scores / self._settings.temperature,
             batch["positives"],
             batch["log_q"],
-            batch["offsets"],
+            offsets_of(batch),
         )
 
     def _items(self, ids: tf.Tensor) -> list[tf.Tensor]:

@@ -37,8 +37,12 @@ class Batch:
     candidates: Ints  # [C] items
     positives: Ints  # [B, W] columns of `candidates`
     log_q: npt.NDArray[np.float32]  # [C], see `losses.log_expected_count`; 0 in the exact softmax
-    # [B, C] added to negatives: removed, repeated, or hard; margins by depth, if wanted
-    offsets: npt.NDArray[np.float32]
+    # Added to negatives, see `losses.negative_offsets`: by candidate (repeated; margins by depth),
+    # and beside it at the few places, each named once, where a row differs (removed: known to the
+    # user, or liked at this level at any time; hard).
+    offsets: npt.NDArray[np.float32]  # [C]
+    offset_places: npt.NDArray[np.int64]  # [M] row * C + column
+    offsets_there: npt.NDArray[np.float32]  # [M]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,23 @@ class _Rows:
     history: npt.NDArray[np.int64]  # [B, H] event indices, -1 is padding
     positives: npt.NDArray[np.int64]  # [B, W] event indices, -1 is padding
     seen_until: npt.NDArray[np.int64]  # [B] index of the first event that the history cannot see
+
+
+class _Met:
+    """The items that each timeline meets, once each, timeline after timeline."""
+
+    def __init__(self, timelines: Timelines):
+        owner = timelines.timeline_of
+        known = np.flatnonzero(timelines.items >= 0)
+        key = owner[known].astype(np.int64) * (int(timelines.items.max(initial=0)) + 1)
+        key += timelines.items[known]
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        self.first_events = known[first]  # [P]
+        self.items = timelines.items[self.first_events]  # [P]
+        self.best_levels = timelines.best_levels()[self.first_events]  # [P]
+        self.offsets = np.searchsorted(owner[self.first_events], np.arange(len(timelines) + 1))
+        self.of_event = np.full(len(owner), -1, np.int64)  # [E] where an event's item is, or -1
+        self.of_event[known] = inverse
 
 
 class BatchMaker:
@@ -94,10 +115,12 @@ class BatchMaker:
         self._rng = np.random.default_rng(seed)
         self._owner = timelines.timeline_of
         self._history_ends = timelines.history_ends()
-        self._best_levels = timelines.best_levels()
+        self._items = np.append(timelines.items, np.int32(-1))  # the item of event -1 is -1
+        self._met = _Met(timelines)
+        self._column_of = np.zeros(0, np.int32)  # [n_items] of one reader, see `batches`
         self._exact = negatives.exact(n_items)
         self._n_random = negatives.random
-        self._log_hardness = float(np.log(stage.hard_negative_weight))
+        self._margin, self._apart = self._offsets_by_level(self._met.best_levels)
         self.features = list(timelines.features)
         self.positives = timelines.positives(level)
         self.share = len(self.positives) / max(1, len(timelines.positives(0)))
@@ -127,6 +150,9 @@ class BatchMaker:
         """
         maker = copy.copy(self)
         maker._rng = self._rng.spawn(1)[0]
+        maker._column_of = np.arange(self._n_items, dtype=np.int32)
+        if not self._exact:
+            maker._column_of[:] = -1
         while True:
             rows = maker._runs() if maker._ordered else maker._users()
             for batch in rows:
@@ -162,31 +188,47 @@ class BatchMaker:
         offsets = self._timelines.offsets
         is_positive = np.zeros(len(self._owner), bool)
         is_positive[self.positives] = True
-        users = np.unique(self._owner[self.positives])
+        users = np.flatnonzero(np.bincount(self._owner[self.positives]))
         for chosen in self._shuffled(len(users)):
             rows = users[chosen]
-            sizes = offsets[rows + 1] - offsets[rows]
-            columns = np.arange(sizes.max())[None, :]
-            inside = columns < sizes[:, None]
-            events = np.where(inside, offsets[rows][:, None] + columns, 0)
-            kept = self._kept(events.shape)
+            row, events = ranges(offsets[rows], offsets[rows + 1])
+            column = events - offsets[rows][row]
+            shape = len(rows), int(column.max()) + 1
+            kept = self._kept(shape)[row, column]
             yield _Rows(
                 timelines=rows,
-                history=self._some(events, inside & kept),
-                positives=self._some(events, inside & ~kept & is_positive[events]),
+                history=self._some(shape, row, column, events, kept),
+                positives=self._some(shape, row, column, events, ~kept & is_positive[events]),
                 seen_until=offsets[rows],
             )
 
-    def _some(self, events: npt.NDArray[np.int64], wanted: npt.NDArray) -> npt.NDArray[np.int64]:
-        """[B, <= history_length] a random choice of each row's wanted events, -1 is padding."""
-        rank = np.where(wanted, self._rng.random(events.shape), 2.0)
-        width = max(1, min(self._length, int(wanted.sum(axis=1).max(initial=0))))
-        order = np.argsort(rank, axis=1)[:, :width]
-        return np.where(
-            np.take_along_axis(wanted, order, axis=1),
-            np.take_along_axis(events, order, axis=1),
-            -1,
-        )
+    def _some(
+        self,
+        shape: tuple[int, int],
+        row: npt.NDArray[np.int64],
+        column: npt.NDArray[np.int64],
+        events: npt.NDArray[np.int64],
+        wanted: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.int64]:
+        """[B, <= history_length] a random choice of each row's wanted events, -1 is padding.
+
+        Args:
+          shape: (B, columns) of the matrix in which the events lie.
+          row: [E] of each event, ascending.
+          column: [E] of each event.
+          events: [E].
+          wanted: [E].
+        """
+        # Drawn for the whole matrix, but sorted only where there is something: most is padding.
+        rank = self._rng.random(shape)[row[wanted], column[wanted]]
+        row, events = row[wanted], events[wanted]
+        order = np.lexsort((rank, row))
+        sizes = np.bincount(row, minlength=shape[0])
+        place = np.arange(len(row)) - (np.cumsum(sizes) - sizes)[row]
+        chosen = np.full((shape[0], max(1, min(self._length, int(sizes.max(initial=0))))), -1)
+        fits = place < chosen.shape[1]
+        chosen[row[fits], place[fits]] = events[order][fits]
+        return chosen
 
     def _shuffled(self, n: int) -> Iterator[npt.NDArray[np.int64]]:
         order = self._rng.permutation(n)
@@ -200,26 +242,29 @@ class BatchMaker:
 
     def _batch(self, rows: _Rows) -> Batch:
         timelines = self._timelines
-        items = np.where(rows.positives >= 0, timelines.items[rows.positives], -1)
+        items = self._items[rows.positives]
         in_batch = items[items >= 0]
+        column_of = self._column_of
         if self._exact:
-            candidates = np.arange(self._n_items, dtype=np.int32)
+            candidates = column_of
             counts = np.ones(self._n_items, np.int64)
             log_q = np.zeros(self._n_items)
-            column_of = candidates
         else:
             random = self._rng.integers(0, self._n_items, self._n_random)
             candidates, counts = np.unique(np.append(in_batch, random), return_counts=True)
             log_q = log_expected_count(
                 self._probability[candidates], len(in_batch), self._n_random, self._n_items
             )
-            column_of = np.full(self._n_items, -1, np.int32)
             column_of[candidates] = np.arange(len(candidates))
+        positives = np.where(items >= 0, column_of[items], -1).astype(np.int32)
+        offsets, offset_places, offsets_there = self._offsets(rows, np.log(counts))
+        if not self._exact:  # a batch touches a few items of many
+            column_of[candidates] = -1
         anonymous = self._rng.random(len(rows.timelines)) < self._stage.user_id_dropout
         history = rows.history
         ranks = np.arange(history.shape[1], dtype=np.int32)
         return Batch(
-            history_items=np.where(history >= 0, timelines.items[history], -1).astype(np.int32),
+            history_items=self._items[history],
             history_levels=timelines.levels[history],
             history_ranks=np.broadcast_to(ranks, history.shape),
             user_ids=np.where(anonymous, self._n_users, timelines.user_ids[rows.timelines]).astype(
@@ -227,48 +272,51 @@ class BatchMaker:
             ),
             features={name: ids[rows.timelines] for name, ids in timelines.features.items()},
             candidates=candidates.astype(np.int32),
-            positives=np.where(items >= 0, column_of[items], -1).astype(np.int32),
+            positives=positives,
             log_q=log_q.astype(np.float32),
-            offsets=self._offsets(rows, column_of, np.log(counts)),
+            offsets=offsets,
+            offset_places=offset_places,
+            offsets_there=offsets_there,
         )
 
     def _offsets(
-        self, rows: _Rows, column_of: Ints, log_counts: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float32]:
-        """Removed: known to the user, or liked at this level at any time. Hard: one level below."""
-        timelines = self._timelines
-        row, events = ranges(
-            timelines.offsets[rows.timelines], timelines.offsets[rows.timelines + 1]
-        )
-        best = self._best_levels[events]
-        liked = (best >= self._level) | (events < rows.seen_until[row])
-        history_row, history_column = np.nonzero(rows.history >= 0)
-        offsets = np.tile(log_counts.astype(np.float32), (len(rows.timelines), 1))
-        if self._stage.margin == "depth" and self._level > 0:
-            offsets += self._depth_margins(offsets.shape, row, events, column_of)
-        for at_row, event, value in (
-            (row, np.where(best == self._level - 1, events, -1), self._log_hardness),
-            (row, np.where(liked, events, -1), _REMOVED),
-            (history_row, rows.history[history_row, history_column], _REMOVED),
-        ):
-            item = np.where(event >= 0, timelines.items[event], -1)
-            column = np.where(item >= 0, column_of[item], -1)
-            at_row, column = at_row[column >= 0], column[column >= 0]
-            offsets[at_row, column] = value + log_counts[column]
-        return offsets
+        self, rows: _Rows, log_counts: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """`Batch.offsets`, `.offset_places` and `.offsets_there`."""
+        met = self._met
+        starts = met.offsets[rows.timelines]
+        sizes = met.offsets[rows.timelines + 1] - starts
+        before = np.cumsum(sizes) - sizes
+        pairs = np.arange(sizes.sum()) + np.repeat(starts - before, sizes)
+        there = self._apart[pairs]
+        if self._ordered:  # then the history is a part of what was seen
+            seen = met.first_events[pairs] < np.repeat(rows.seen_until, sizes)
+            np.putmask(there, seen, _REMOVED)
+        else:
+            row = np.nonzero(rows.history >= 0)[0]
+            known = met.of_event[rows.history[rows.history >= 0]]
+            there[((before - starts)[row] + known)[known >= 0]] = _REMOVED
+        column = self._column_of[met.items[pairs]]
+        places = np.repeat(np.arange(len(sizes)) * len(log_counts), sizes) + column
+        if not self._exact:
+            places, there = places[column >= 0], there[column >= 0]
+        return log_counts.astype(np.float32) + self._margin, places, there
 
-    def _depth_margins(
-        self,
-        shape: tuple[int, ...],
-        row: npt.NDArray[np.int64],
-        events: npt.NDArray[np.int64],
-        column_of: Ints,
-    ) -> npt.NDArray[np.float32]:
-        """[B, C] margins by depth, on the scale of the logits, from all events of the rows."""
-        items = self._timelines.items[events]
-        column = np.where(items >= 0, column_of[items], -1)
-        known = column >= 0
-        depths = np.zeros(shape, np.int32)
-        reached = np.minimum(self._best_levels[events] + 1, self._level)
-        depths[row[known], column[known]] = reached[known]
-        return depth_margins(depths, self._level, self._stage.gamma) / self._stage.temperature
+    def _offsets_by_level(self, best: Ints) -> tuple[np.float32, npt.NDArray[np.float32]]:
+        """(offset of an item never met, [P] what is added to it for items met).
+
+        Removed: liked at this level at any time. Hard: one level below. Between an item never
+        exposed and a hard one, which has none, lie the margins by depth, if they are wanted.
+
+        Args:
+          best: [P] highest level that a user reaches on an item.
+        """
+        hardness = np.float32(np.log(self._stage.hard_negative_weight))
+        margin, below = np.float32(0), np.zeros(len(best), np.float32)
+        if self._stage.margin == "depth" and self._level > 0:
+            depths = np.minimum(np.append(best, -1) + 1, self._level)
+            margins = depth_margins(depths, self._level, self._stage.gamma)
+            margin, below = margins[-1] / self._stage.temperature, margins[:-1] - margins[-1]
+            below /= self._stage.temperature
+        apart = np.where(best == self._level - 1, hardness - margin, below)
+        return margin, np.where(best >= self._level, _REMOVED, apart)

@@ -18,6 +18,7 @@ from models.batches import Batch, BatchMaker
 from models.settings import ValidationSettings
 
 TensorBatch = dict[str, Any]  # the fields of a `Batch`, as tensors
+TensorSpecs = dict[str, Any]  # their shapes and types
 
 _SPECS = {
     "history_items": tf.TensorSpec([None, None], tf.int32),
@@ -27,7 +28,9 @@ _SPECS = {
     "candidates": tf.TensorSpec([None], tf.int32),
     "positives": tf.TensorSpec([None, None], tf.int32),
     "log_q": tf.TensorSpec([None], tf.float32),
-    "offsets": tf.TensorSpec([None, None], tf.float32),
+    "offsets": tf.TensorSpec([None], tf.float32),
+    "offset_places": tf.TensorSpec([None], tf.int64),
+    "offsets_there": tf.TensorSpec([None], tf.float32),
 }
 
 
@@ -41,6 +44,8 @@ class Fitted:
     steps: int
     seconds: float
     round_seconds: list[float]  # from the start to the end of each round
+    step_seconds: list[float]  # of each round's steps alone, without the look at validation
+    round_rows: list[int]  # rows that each round's steps read
 
 
 class Task(tfrs.Model):
@@ -66,25 +71,40 @@ class Task(tfrs.Model):
         """The gradients of `moving`, 0 where a weight must not move."""
         return gradients
 
-    def start(self) -> None:
-        """Forgets the optimiser's state (METHOD 1.1). The step is traced once per task."""
+    def start(self, inputs: tuple[TensorSpecs, ...]) -> None:
+        """Forgets the optimiser's state (METHOD 1.1).
+
+        Args:
+          inputs: what `step` will be given. Its sizes are left open there, so that the step is
+            traced once per task, whatever the last batch of an epoch measures.
+        """
         if not self._is_compiled:
             # The dense moments of Adam leave a weight whose gradient is always zero untouched:
             # m = v = 0 gives a step of exactly 0. There is no weight decay that could move it.
-            self.compile(optimizer=tf.keras.optimizers.Adam(self._learning_rate))
-            self.optimizer.build(self.moving)
-            self._fresh = [variable.numpy() for variable in self.optimizer.variables]
-            self.step = tf.function(self.train_step, reduce_retracing=True)
-        for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
-            variable.assign(value)
+            # This Adam runs in one fused op for each weight; tf.keras.optimizers.Adam takes some
+            # ten passes over the weight and its moments.
+            self.compile(optimizer=tf.keras.optimizers.legacy.Adam(self._learning_rate))
+            self.optimizer._create_all_weights(self.moving)
+            self._fresh = self.optimizer.get_weights()
+            self.step = tf.function(self.train_step, input_signature=(inputs,))
+        self.optimizer.set_weights(self._fresh)
 
     def train_step(self, inputs: tuple[TensorBatch, ...]) -> tf.Tensor:
         """One optimiser step; replaces the step of tfrs.Model because gradients are masked."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
-        gradients = self.masked(tape.gradient(loss, self.moving))
+        gradients = [
+            # A table's gradient comes as the rows that were looked up, most of them many times.
+            # Summed first, it is no longer than the table; the moments are as long anyway.
+            None if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient in tape.gradient(loss, self.moving)
+        ]
         self.optimizer.apply_gradients(
-            [(g, w) for g, w in zip(gradients, self.moving, strict=True) if g is not None]
+            [
+                (gradient, weight)
+                for gradient, weight in zip(self.masked(gradients), self.moving, strict=True)
+                if gradient is not None
+            ]
         )
         return loss
 
@@ -108,18 +128,27 @@ def fit(
       tell: called with a line of text after every round.
     """
     started = time.monotonic()
-    task.start()
+    dataset = dataset_of(makers)
+    task.start(dataset.element_spec)
     steps = max(
         max(maker.steps(), math.ceil(settings.round_steps * maker.share)) for maker in makers
     )
-    batches = iter(_dataset(makers))
+    batches = iter(dataset)
     losses: list[float] = []
     recalls: list[float] = []
     round_seconds: list[float] = []
+    step_seconds: list[float] = []
+    round_rows: list[int] = []
     best: list[np.ndarray] = []
     for number in range(1, rounds + 1):
-        values = [task.step(batch) for batch in itertools.islice(batches, steps)]
+        began, rows = time.monotonic(), 0
+        values = []
+        for batch in itertools.islice(batches, steps):
+            values.append(task.step(batch))
+            rows += sum(len(part["user_ids"]) for part in batch)
         losses.append(float(np.mean([float(value) for value in values])))
+        step_seconds.append(round(time.monotonic() - began, 3))
+        round_rows.append(rows)
         seen = ""
         if validate is not None:
             recalls.append(validate())
@@ -139,10 +168,12 @@ def fit(
         steps=steps * len(losses),
         seconds=round(time.monotonic() - started, 3),
         round_seconds=round_seconds,
+        step_seconds=step_seconds,
+        round_rows=round_rows,
     )
 
 
-def _dataset(makers: Sequence[BatchMaker]) -> tf.data.Dataset:
+def dataset_of(makers: Sequence[BatchMaker]) -> tf.data.Dataset:
     """Tuples of one batch per maker, drawn ahead while a step runs."""
     fields = [field.name for field in dataclasses.fields(Batch)]
 

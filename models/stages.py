@@ -244,7 +244,7 @@ class StageTask(Task):
     def masked(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
         """The gradients of `moving`, exactly 0 where the stage owns nothing."""
         return [
-            None if gradient is None else _masked(gradient, self._masks[name])
+            None if gradient is None else tf.where(self._masks[name], gradient, 0.0)
             for name, gradient in zip(self._names, gradients, strict=True)
         ]
 
@@ -256,7 +256,7 @@ class StageTask(Task):
         scores = tf.matmul(
             _normalised(users, self._block), _normalised(items, self._block), transpose_b=True
         )
-        common = batch["positives"], batch["log_q"], batch["offsets"]
+        common = batch["positives"], batch["log_q"], offsets_of(batch)
         if not self._upstream:
             return losses.softmax_loss(scores / settings.temperature, *common)
         upstream = tf.stop_gradient(
@@ -340,14 +340,16 @@ def user_inputs(batch: TensorBatch) -> UserInputs:
     )
 
 
+def offsets_of(batch: TensorBatch) -> tf.Tensor:
+    """[B, C] what is added to the batch's negatives."""
+    return losses.negative_offsets(
+        batch["offsets"],
+        batch["offset_places"],
+        batch["offsets_there"],
+        tf.shape(batch["positives"])[0],
+    )
+
+
 def _normalised(outputs: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
     """[N, D] the block's coordinates L2-normalised by themselves, zeros elsewhere."""
     return tf.math.l2_normalize(outputs * block, axis=1, epsilon=1e-12)
-
-
-def _masked(gradient: tf.Tensor | tf.IndexedSlices, mask: tf.Tensor) -> tf.Tensor:
-    """The gradient where the mask is true, exactly 0 elsewhere."""
-    if isinstance(gradient, tf.IndexedSlices):
-        values = tf.where(mask, gradient.values, 0.0)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return tf.where(mask, gradient, 0.0)

@@ -161,7 +161,7 @@ def test_a_stage_moves_its_own_weights_and_its_own_head(stage: int) -> None:
         for k, head in enumerate(of_tower)
     }
     task = WeightMaskedTask(network, ITEM_FEATURES, stage, SETTINGS)
-    task.start()
+    task.start(())
     rng = np.random.default_rng(0)
     gradients = [tf.constant(rng.normal(size=w.shape), tf.float32) for w in task.moving]
     for _ in range(3):

@@ -282,10 +282,9 @@ def cascade(world: ClusterWorld) -> Cascade:
         release(towers, *args)
         released.append({name: weight.numpy().copy() for name, weight in towers.weights.items()})
 
-    def noting_start(task: StageTask) -> None:
-        start(task)
-        state = [v for v in task.optimizer.variables if "learning_rate" not in v.name]
-        norms = [float(tf.norm(tf.cast(v, tf.float32))) for v in state]
+    def noting_start(task: StageTask, *args: Any) -> None:
+        start(task, *args)
+        norms = [float(tf.norm(tf.cast(v, tf.float32))) for v in task.optimizer.variables()]
         optimisers.append(StartedOptimiser(task._stage, task.optimizer, norms))
 
     with pytest.MonkeyPatch.context() as patch:

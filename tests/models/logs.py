@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from models.batches import Batch
 from models.timelines import Timelines
 
 Log = list[tuple[int, int, int, int]]  # (item, level, time, target) of a timeline's events
@@ -21,3 +22,12 @@ def timelines_of(logs: list[Log]) -> Timelines:
         targets=flat[:, 3].astype(np.int32),
         features={"city": np.arange(len(logs), dtype=np.int32)[:, None] + 100},
     )
+
+
+def offsets_of(batch: Batch) -> np.ndarray:
+    """[B, C] what the loss adds to the batch's negatives, cell by cell."""
+    rows = np.array([batch.offsets for _ in batch.user_ids])
+    assert len(set(batch.offset_places.tolist())) == len(batch.offset_places), "each place once"
+    for place, there in zip(batch.offset_places.tolist(), batch.offsets_there, strict=True):
+        rows[divmod(place, len(batch.candidates))] += there
+    return rows

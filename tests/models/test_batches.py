@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.batches import Batch, BatchMaker
 from models.settings import NegativeSettings, StageSettings, TowerSettings
-from tests.models.logs import Log, timelines_of
+from tests.models.logs import Log, offsets_of, timelines_of
 
 N_ITEMS, UNKNOWN_USER = 9, 77
 GONE = -1e8  # offsets below it mean "removed"
@@ -82,7 +82,7 @@ def _unordered_logs(draw: st.DrawFn) -> list[Log]:
 
 def _rows(batch: Batch) -> list[tuple[int, list[tuple[int, int, int]], list[int], np.ndarray]]:
     """(timeline, history as (item, level, rank), items of the positives, offsets) of each row."""
-    rows = []
+    rows, offsets = [], offsets_of(batch)
     for row, user in enumerate(batch.user_ids):
         known = np.flatnonzero(batch.history_items[row] >= 0)
         columns = batch.positives[row][batch.positives[row] >= 0]
@@ -98,7 +98,7 @@ def _rows(batch: Batch) -> list[tuple[int, list[tuple[int, int, int]], list[int]
                     for h in known
                 ],
                 [int(item) for item in batch.candidates[columns]],
-                batch.offsets[row],
+                offsets[row],
             )
         )
     return rows
@@ -109,10 +109,10 @@ def _best(log: Log, item: int) -> int:
 
 
 def _check_offsets(
-    batch: Batch, row: int, log: Log, seen: set[int], level: int, hard: float
+    batch: Batch, offsets: np.ndarray, log: Log, seen: set[int], level: int, hard: float
 ) -> None:
-    for column, item in enumerate(batch.candidates.tolist()):
-        best, offset = _best(log, item), batch.offsets[row, column]
+    for item, offset in zip(batch.candidates.tolist(), offsets, strict=True):
+        best = _best(log, item)
         if item in seen or best >= level:
             assert offset < GONE, item
         elif best == level - 1 and best >= 0:
@@ -163,7 +163,7 @@ def test_ordered_rows_against_the_oracle(
         assert np.array_equal(batch.candidates, np.arange(N_ITEMS))
         assert not batch.log_q.any()
         assert len(batch.user_ids) <= 3
-        for row, (t, history, positives, _) in enumerate(_rows(batch)):
+        for row, (t, history, positives, offsets) in enumerate(_rows(batch)):
             log = logs[t]
             found += [(t, item) for item in positives]
             assert batch.features["city"][row].tolist() == [100 + t]
@@ -180,8 +180,8 @@ def test_ordered_rows_against_the_oracle(
             assert not {item for item, _, _ in history} & set(positives)
             # Known is known, however short the window of the user tower is.
             seen = {event[0] for event in past}
-            _check_offsets(batch, row, log, seen, level, 3.0)
-            assert np.all(batch.offsets[row, positives] < GONE), "no positive is a negative"
+            _check_offsets(batch, offsets, log, seen, level, 3.0)
+            assert np.all(offsets[positives] < GONE), "no positive is a negative"
     assert sorted(found) == wanted, "every positive once, and nothing else"
 
 
@@ -193,7 +193,7 @@ def test_an_ordered_batch_by_hand() -> None:
     assert batch.history_items.tolist() == [[2, 5, 3]]
     assert batch.history_levels.tolist() == [[2, 0, 0]]
     assert batch.history_ranks.tolist() == [[0, 1, 2]]
-    assert (batch.offsets[0] < GONE).tolist() == [i in (2, 3, 4, 5, 7) for i in range(N_ITEMS)]
+    assert (offsets_of(batch)[0] < GONE).tolist() == [i in (2, 3, 4, 5, 7) for i in range(N_ITEMS)]
     # At level 1 item 2 is the one positive of its run, and items of its moment are no history.
     rows = [r for b in _epoch(_maker([log], True, 1, targets_per_row=1)) for r in _rows(b)]
     history = {positives[0]: items for _, items, positives, _ in rows}
@@ -235,7 +235,7 @@ def test_dropout_hides_its_share_of_events_and_keeps_the_ranks_of_the_rest() -> 
     assert np.array_equal(batch.history_ranks, np.tile(np.arange(8), (400, 1)))
     assert np.all((batch.history_items == 7 - batch.history_ranks) | hidden)
     assert (batch.user_ids == UNKNOWN_USER).mean() == pytest.approx(0.2, abs=0.08)
-    assert np.all(batch.offsets < GONE), "a hidden event is known all the same"
+    assert np.all(offsets_of(batch) < GONE), "a hidden event is known all the same"
 
 
 # --- without times --------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_unordered_rows_against_the_oracle(
     for batch in itertools.islice(maker.batches(), 4):
         users = batch.user_ids.tolist()
         assert len(users) == len(set(users)) <= 3
-        for row, (t, history, positives, offsets) in enumerate(_rows(batch)):
+        for t, history, positives, offsets in _rows(batch):
             log = logs[t]
             levels = {item: at for item, at, _, _ in log}
             targets = {item for item, _, _, target in log if item >= 0 and target >= level}
@@ -265,7 +265,7 @@ def test_unordered_rows_against_the_oracle(
             assert set(positives) <= targets
             assert all(levels[item] == at for item, at, _ in history)
             assert np.all(offsets[positives] < GONE)
-            _check_offsets(batch, row, log, set(items), level, 3.0)
+            _check_offsets(batch, offsets, log, set(items), level, 3.0)
 
 
 def test_every_user_comes_once_an_epoch_and_dropout_decides_what_is_predicted() -> None:

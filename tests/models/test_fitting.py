@@ -139,12 +139,16 @@ def test_without_validation_all_rounds_are_trained_and_the_last_is_kept() -> Non
 def test_the_seconds_of_every_round_count_from_the_start_of_the_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Asked at the start, at the end of each of three rounds, and at the end of it all.
-    clock = iter([100.0, 101.5, 104.25, 110.12349, 111.0])
+    # Asked at the start, before the steps of each of three rounds, after them and after the
+    # validation, and at the end of it all.
+    rounds = [(100.5, 101.25, 101.5), (101.5, 104.0, 104.25), (104.25, 109.12349, 110.12349)]
+    clock = iter([100.0, *itertools.chain(*rounds), 111.0])
     # Of this module only: other threads look at the time, too.
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     fitted = _fit(_Pull(), 3)
     assert fitted.round_seconds == [1.5, 4.25, 10.123]
+    assert fitted.step_seconds == [0.75, 2.5, 4.873]
+    assert fitted.round_rows == [N, N, N]
     assert fitted.seconds == 11.0
 
 
@@ -172,11 +176,9 @@ def test_every_fit_starts_with_a_fresh_optimiser() -> None:
         if direction[0] > 0:
             np.testing.assert_allclose(task.weight, [1 + _adam(1, 7), -1 + _adam(-2, 7)], rtol=1e-4)
     np.testing.assert_allclose(task.weight, [1.0, -1.0], atol=1e-4)
-    task.start()
-    state = [v for v in task.optimizer.variables if "learning_rate" not in v.name]
-    assert len(state) > 3
-    assert all(not v.numpy().any() for v in state)
-    assert task.optimizer.weight_decay in (None, 0.0)
+    task.start(())
+    assert len(task.optimizer.variables()) == 5, "steps, and two moments of two weights"
+    assert all(not v.numpy().any() for v in task.optimizer.variables())
 
 
 def test_a_masked_weight_stays_bit_for_bit() -> None:
@@ -197,6 +199,15 @@ def test_a_round_is_round_steps_or_an_epoch(round_steps: int, steps: int) -> Non
 def test_an_objective_with_fewer_positives_takes_its_share_of_the_steps() -> None:
     assert _fit(_Pull(), 1, makers=[_maker(level=1)], round_steps=20).steps == 10
     assert _fit(_Pull(), 1, makers=[_maker(level=1)], round_steps=4).steps == 3, "an epoch"
+
+
+def test_the_step_is_traced_once_whatever_a_batch_measures() -> None:
+    task = _Pull()
+    fitted = _fit(task, 3, makers=[_maker(batch_size=7)])
+    assert sorted({len(ids) for ids in task.read}) == [3, 7]
+    assert sum(fitted.round_rows) == sum(map(len, task.read))
+    _fit(task, 1, makers=[_maker(batch_size=5)])
+    assert task.step.experimental_get_tracing_count() == 1
 
 
 def test_a_step_reads_a_batch_of_every_maker() -> None:

@@ -13,6 +13,7 @@ from models.stages import StageTask, user_inputs
 from models.timelines import Timelines
 from models.towers import TowerSpec, TwoTower
 from schemas import names
+from tests.models.logs import offsets_of
 
 PAIRS: tuple[Margin, ...] = ("adaptive", "negated", "probability", "constant")
 N_ITEMS, STAGE = 6, 2
@@ -97,7 +98,7 @@ def _expected_loss(kind: Margin, scores: np.ndarray, upstream: np.ndarray, batch
     total = weights = 0.0
     for row, i in pairs:
         margin = _margin(kind, upstream[row], i, every)
-        against = np.exp((scores[row] + margin) / TEMPERATURE + batch.offsets[row]).sum()
+        against = np.exp((scores[row] + margin) / TEMPERATURE + offsets_of(batch)[row]).sum()
         positive = np.exp(scores[row, i] / TEMPERATURE)
         weight = 1 / np.sqrt(np.sum(batch.positives[row] >= 0))
         total -= weight * np.log(positive / (positive + against))
@@ -158,20 +159,21 @@ def test_margins_by_depth_enter_the_offsets() -> None:
     (row,) = np.flatnonzero((batch.positives == 1).any(axis=1))
     # Item 0 is history, 1 and 4 reach level 2: no negatives. Item 2 was exposed only, 3 clicked
     # (a hard negative, no margin), 5 never seen.
-    removed = batch.offsets[row] < -1e6
+    offsets = offsets_of(batch)[row]
+    removed = offsets < -1e6
     assert removed.tolist() == [True, True, False, False, True, False]
     np.testing.assert_allclose(
-        batch.offsets[row, ~removed],
+        offsets[~removed],
         [GAMMA / 2 / TEMPERATURE, np.log(5.0), GAMMA / TEMPERATURE],
         rtol=1e-6,
     )
     # Without them, the same batch has the hard negative alone.
     plain = _batch(_settings("adaptive"))
-    np.testing.assert_allclose(plain.offsets[row, ~removed], [0, np.log(5.0), 0], rtol=1e-6)
+    np.testing.assert_allclose(offsets_of(plain)[row, ~removed], [0, np.log(5.0), 0], rtol=1e-6)
 
 
 def test_the_first_stage_has_no_margins_by_depth() -> None:
-    first = _batch(_settings("depth"), level=0).offsets
+    first = offsets_of(_batch(_settings("depth"), level=0))
     assert set(np.unique(first)) <= {np.float32(-1e9), np.float32(0)}
 
 
@@ -205,6 +207,6 @@ def test_a_stage_trains_with_the_margins_of_its_settings(margin: Margin) -> None
     expected = _expected_loss(margin, scores[2], scores[0] + scores[1], batch)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     plain = StageTask(towers, {}, STAGE, _settings(margin, 0.0)).compute_loss(
-        (tensors | {"offsets": tf.constant(_batch(_settings("adaptive")).offsets)},)
+        (tf.nest.map_structure(tf.constant, vars(_batch(_settings("adaptive")))),)
     )
     assert abs(float(loss) - float(plain)) > 1e-3, "the margin makes a difference"

@@ -20,6 +20,7 @@ from models.held_out import HeldOut
 from models.settings import ModelSettings, NegativeSettings, StageSettings, ValidationSettings
 from models.stages import FrozenWeightsMovedError, StageTask, TrainingData, train_stage
 from models.towers import TwoTower
+from tests.models.logs import offsets_of
 
 SAMPLED = NegativeSettings(kind="sampled", random=24)
 
@@ -205,7 +206,6 @@ def test_every_phase_starts_with_a_fresh_optimiser(cascade: Any) -> None:
     for note in started:
         assert len(note.norms) > 2
         assert all(norm == 0.0 for norm in note.norms), "no step and no moment from before"
-        assert note.optimiser.weight_decay in (None, 0.0)
     for stage, report in enumerate(cascade.reports):
         optimiser = [note for note in started if note.stage == stage][-1].optimiser
         last = report.phases[-1].fitted.steps
@@ -219,11 +219,10 @@ def test_frozen_slots_have_no_moments(cascade: Any, stage: int) -> None:
     owned = _masks(cascade.owners[stage], cascade.towers, stage)
     moments = 0
     for name, mask in owned.items():
-        for variable in optimiser.variables:
-            # Named Adam/m/<weight>:0 and Adam/v/<weight>:0.
-            if variable.name.split("/", 2)[-1] == f"{name.replace('/', '_')}:0":
-                assert np.all(variable.numpy()[~mask] == 0.0), name
-                moments += int(np.any(variable.numpy()[mask] != 0.0))
+        for slot in ("m", "v"):
+            moment = optimiser.get_slot(cascade.towers.weights[name], slot).numpy()
+            assert np.all(moment[~mask] == 0.0), name
+            moments += int(np.any(moment[mask] != 0.0))
     assert moments == 2 * len(owned)
 
 
@@ -443,7 +442,8 @@ def test_the_loss_of_a_stage_is_that_of_its_block_its_upstream_and_its_batch(
     own = scores[stage]
     if stage and head == "increment":
         own = 0.7 * own + upstream
-    common = batch["positives"], batch["log_q"], batch["offsets"]
+    drawn = Batch(**tf.nest.map_structure(lambda value: value.numpy(), batch))
+    common = batch["positives"], batch["log_q"], offsets_of(drawn)
     expected = losses.softmax_loss(own / 0.2, *common)
     if stage and gamma:
         plain = expected
