@@ -18,11 +18,10 @@ from benchmarks.classical import fit_classical
 from benchmarks.networks import BlockNetwork, MixtureOfExperts, SharedBottom, equal_blocks
 from benchmarks.outcome import Cost, Outcome, measure, rank
 from benchmarks.split import Split
-from benchmarks.training import Goal, JointTask, quiet, train_jointly
+from benchmarks.training import Goal, Trained, quiet, train_jointly
 from benchmarks.weight_masks import WeightRule, train_weight_masked
-from models.fitting import Fitted
+from models.cascade import Cascade
 from models.held_out import Vectors
-from models.stages import train_stage
 from models.towers import TwoTower
 from models.weighting import choose_weights, default_weights, item_blocks, user_blocks
 
@@ -38,31 +37,32 @@ _ONE = "one vector"
 
 def csmf(split: Split, seed: int) -> list[Outcome]:
     """The product's cascade, at weights chosen on validation, at plain ones, and its first head."""
-    towers, seconds = cascade(split, seed)
+    towers, weights, seconds = cascade(split, seed)
     items = item_blocks(towers, split.data.item_features)
     test = user_blocks(towers, split.test)
     sizes = towers.block_sizes()
     cost = Cost(_size(towers.weights.values()), sum(sizes), seconds)
     plain = list(default_weights(split.config.objective_names).values())
-    chosen = _chosen(split, user_blocks(towers, split.validation), items, sizes)
     return [
-        _fused(split, test, items, sizes, weights, name, cost)
-        for name, weights in (
-            (CHOSEN, chosen),
+        _fused(split, test, items, sizes, by_level, name, cost)
+        for name, by_level in (
+            (CHOSEN, weights),
             ("weights 1 up to the objective", plain),
             ("first head alone", [plain[0]] * len(plain)),
         )
     ]
 
 
-def cascade(split: Split, seed: int) -> tuple[TwoTower, float]:
-    """(the network after all stages, seconds of training)."""
-    towers = TwoTower(split.spec, seed)
+def cascade(split: Split, seed: int) -> tuple[TwoTower, list[list[float]], float]:
+    """(the served network after all stages, request weights by level, seconds of training)."""
+    trained = Cascade.start(split.spec, seed)
     seconds = 0.0
     for stage, settings in enumerate(split.config.objectives):
-        report = train_stage(towers, split.data, stage, settings, split.model, seed, quiet)
+        report = trained.train(split.data, stage, settings, split.model, seed, quiet)
         seconds += sum(phase.fitted.seconds for phase in report.phases)
-    return towers, seconds
+    names = split.config.objective_names
+    weights = default_weights(names) | trained.weights(split.data, names)
+    return trained.served, list(weights.values()), seconds
 
 
 # --- tower baselines ---------------------------------------------------------------------------
@@ -86,9 +86,12 @@ def sequential(split: Split, seed: int) -> list[Outcome]:
     seconds = 0.0
     kept: list[tuple[Vectors, Vectors]] = []
     for level in range(split.spec.n_objectives):
-        task, fitted = _train(network, split, [Goal(level, (0,))], seed + level)
-        seconds += fitted.seconds
-        kept.append((task.users(split.test), task.items()))
+        trained = _train(network, split, [Goal(level, (0,))], seed + level)
+        seconds += trained.seconds
+        kept.append((trained.task.users(split.test), trained.task.items()))
+        # The next one starts from weights that have not seen the validation events.
+        for weight, value in zip(trained.task.moving, trained.chosen, strict=True):
+            weight.assign(value)
     last = _cost(network, seconds)
     every = Cost(last.parameters * len(kept), split.spec.towers.dimension * len(kept), seconds)
     sizes = network.block_sizes
@@ -123,9 +126,9 @@ def multi_task(
     k = split.spec.n_objectives
     mixes = [tuple(range(level + 1)) if sums else (level,) for level in range(k)]
     network = make(split, seed)
-    task, fitted = _train(network, split, [Goal(i, mix) for i, mix in enumerate(mixes)], seed)
+    trained = _train(network, split, [Goal(i, mix) for i, mix in enumerate(mixes)], seed)
     own = [[float(block in mix) for block in range(k)] for mix in mixes]
-    return _blocks_outcomes(split, network, task, own, fitted.seconds)
+    return _blocks_outcomes(split, network, trained, own)
 
 
 def shared_bottom(split: Split, seed: int) -> BlockNetwork:
@@ -150,11 +153,11 @@ def packnet(split: Split, seed: int) -> list[Outcome]:
 
 def weight_level(split: Split, seed: int, rule: WeightRule, share: float) -> list[Outcome]:
     """The cascade with owners of single weights; needs a forward pass per objective."""
-    network, task, seconds = train_weight_masked(
+    network, trained = train_weight_masked(
         split.spec, split.data, split.config.objectives[0], split.model, seed, rule, share
     )
     own = np.eye(len(network.block_sizes)).tolist()
-    return _blocks_outcomes(split, network, task, own, seconds)
+    return _blocks_outcomes(split, network, trained, own)
 
 
 # --- outside the family ------------------------------------------------------------------------
@@ -207,9 +210,7 @@ def methods(objectives: Sequence[str]) -> dict[str, Method]:
 # --- shared ------------------------------------------------------------------------------------
 
 
-def _train(
-    network: BlockNetwork, split: Split, goals: Sequence[Goal], seed: int
-) -> tuple[JointTask, Fitted]:
+def _train(network: BlockNetwork, split: Split, goals: Sequence[Goal], seed: int) -> Trained:
     settings = split.config.objectives[0]
     return train_jointly(network, split.data, goals, settings, split.model, seed)
 
@@ -224,31 +225,27 @@ def _equal(split: Split) -> list[int]:
 
 def _one_vector(split: Split, seed: int, goals: Sequence[Goal]) -> list[Outcome]:
     network = _two_tower(split, seed)
-    task, fitted = _train(network, split, goals, seed)
+    trained = _train(network, split, goals, seed)
+    task = trained.task
     top = rank(split.test, task.users(split.test), task.items(), network.block_sizes, [1.0])
     metrics = measure(split.test, split.config.objective_names, lambda level: top)
-    return [Outcome(_ONE, metrics, _cost(network, fitted.seconds))]
+    return [Outcome(_ONE, metrics, _cost(network, trained.seconds))]
 
 
 def _blocks_outcomes(
-    split: Split, network: BlockNetwork, task: JointTask, own: list[list[float]], seconds: float
+    split: Split, network: BlockNetwork, trained: Trained, own: list[list[float]]
 ) -> list[Outcome]:
     """The heads as the method uses them, and with weights chosen as CSMF's are."""
-    users, items, sizes = task.users(split.test), task.items(), network.block_sizes
-    chosen = _chosen(split, task.users(split.validation), items, sizes)
-    cost = _cost(network, seconds)
+    users, items = trained.task.users(split.test), trained.task.items()
+    sizes = network.block_sizes
+    chosen = [
+        choose_weights(split.validation, *trained.validation, sizes, level)[0]
+        for level in range(split.spec.n_objectives)
+    ]
+    cost = _cost(network, trained.seconds)
     return [
         _fused(split, users, items, sizes, weights, name, cost)
         for name, weights in ((_OWN, own), (CHOSEN, chosen))
-    ]
-
-
-def _chosen(
-    split: Split, users: Vectors, items: Vectors, sizes: Sequence[int]
-) -> list[list[float]]:
-    return [
-        choose_weights(split.validation, users, items, sizes, level)[0]
-        for level in range(split.spec.n_objectives)
     ]
 
 

@@ -35,7 +35,7 @@ def sweep(split: Split, seed: int) -> list[Point]:
 
     The first block weighs 1; a second family of points leaves it out.
     """
-    towers, _ = cascade(split, seed)
+    towers, _, _ = cascade(split, seed)
     users, items = user_blocks(towers, split.test), item_blocks(towers, split.data.item_features)
     k = split.spec.n_objectives
     combinations = [(1.0, *rest) for rest in itertools.product(SWEPT, repeat=k - 1)] + [

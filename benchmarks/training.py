@@ -12,12 +12,13 @@ import tensorflow as tf
 from benchmarks.networks import BlockNetwork
 from models import losses
 from models.batches import BatchMaker
-from models.fitting import Fitted, Task, TensorBatch, fit
-from models.held_out import HeldOut
-from models.settings import ModelSettings, StageSettings
+from models.fitting import Task, TensorBatch, fit
+from models.held_out import HeldOut, Vectors
+from models.settings import ModelSettings, StageSettings, ValidationSettings
 from models.stages import RECALL_AT, TrainingData, offsets_of, user_inputs
 from models.towers import TowerSpec
 
+REFIT_SEED = 100  # added to the seed of the batches, so that a refit draws others
 _LEAST_ROWS = 32
 
 
@@ -95,6 +96,16 @@ class JointTask(Task):
         return tf.concat(self._items(tf.range(self._network.spec.n_items)), axis=1).numpy()
 
 
+@dataclass
+class Trained:
+    """A network after all its training, and what it gave before it saw the validation events."""
+
+    task: JointTask
+    validation: tuple[Vectors, Vectors]  # blocks of its queries' users, and of the items
+    chosen: list[npt.NDArray]  # the weights that moved, as they were then
+    seconds: float
+
+
 def train_jointly(
     network: BlockNetwork,
     data: TrainingData,
@@ -102,14 +113,17 @@ def train_jointly(
     settings: StageSettings,
     model: ModelSettings,
     seed: int,
-) -> tuple[JointTask, Fitted]:
-    """Trains all weights; early stopping on the mean Recall@50 of the goals on validation."""
+) -> Trained:
+    """Trains all weights; early stopping on the mean Recall@50 of the goals on validation.
+
+    Then a refit on all events, as CSMF has one (`models.cascade`).
+    """
     task = JointTask(network, data.item_features, goals, settings)
     makers = _makers(network.spec, data, goals, settings, model, seed)
     held_out = data.held_out
+    assert held_out is not None
 
     def validate() -> float:
-        assert held_out is not None
         users, items = task.users(held_out), task.items()
         recalls = []
         for goal in goals:
@@ -119,7 +133,25 @@ def train_jointly(
         return float(np.mean(recalls))
 
     fitted = fit(task, makers, settings.rounds, model.validation, validate, quiet)
-    return task, fitted
+    trained = Trained(
+        task,
+        (task.users(held_out), task.items()),
+        [weight.numpy() for weight in task.moving],
+        fitted.seconds,
+    )
+    if everything := data.refit():
+        makers = _makers(network.spec, everything, goals, settings, model, seed + REFIT_SEED)
+        trained.seconds += refit(task, makers, model.validation)
+    return trained
+
+
+def refit(task: JointTask, makers: Sequence[BatchMaker], settings: ValidationSettings) -> float:
+    """Trains a few gentle rounds without validation; the seconds that took."""
+    if settings.refit_rounds == 0:
+        return 0.0
+    return fit(
+        task, makers, settings.refit_rounds, settings, None, quiet, settings.refit_rate
+    ).seconds
 
 
 def _makers(

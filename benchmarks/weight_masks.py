@@ -18,7 +18,15 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from benchmarks.networks import TOWERS, Blocks, SharedBottom, equal_blocks, normalised
-from benchmarks.training import Goal, JointTask, block_mask, quiet
+from benchmarks.training import (
+    REFIT_SEED,
+    Goal,
+    JointTask,
+    Trained,
+    block_mask,
+    quiet,
+    refit,
+)
 from models import masks
 from models.fitting import fit
 from models.held_out import HeldOut
@@ -152,11 +160,12 @@ def train_weight_masked(
     seed: int,
     rule: WeightRule,
     share: float,
-) -> tuple[WeightMaskedNetwork, JointTask, float]:
+) -> tuple[WeightMaskedNetwork, Trained]:
     """Trains, prunes and recovers one objective after the other, in equal blocks.
 
     A stage stops early by the Recall@50 of its own block on validation. The last one is neither
-    pruned nor recovered.
+    pruned nor recovered. In the end every stage is refitted on all events, the first one first, as
+    those of CSMF are (`models.cascade`).
 
     Args:
       spec: shapes; no hidden layers.
@@ -168,7 +177,7 @@ def train_weight_masked(
       share: see `WeightMaskedNetwork.release`.
 
     Returns:
-      (the network, a task that computes its vectors, seconds of training).
+      (the network, what training it gave).
 
     Raises:
       ValueError: an objective has no positive.
@@ -176,6 +185,7 @@ def train_weight_masked(
     k = spec.n_objectives
     network = WeightMaskedNetwork(spec, seed, equal_blocks(spec.towers.dimension, k))
     seconds = 0.0
+    assert data.held_out is not None
     for stage in range(k):
         task = WeightMaskedTask(network, data.item_features, stage, settings)
         maker = data.batch_maker(spec, stage, settings, model.negatives, seed + stage)
@@ -195,4 +205,17 @@ def train_weight_masked(
             if settings.recovery_share > 0:
                 maker.subset(settings.recovery_share)
                 seconds += run(rounds=settings.recovery_rounds).seconds
-    return network, task, seconds
+    trained = Trained(
+        task,
+        (task.users(data.held_out), task.items()),
+        [weight.numpy() for weight in task.moving],
+        seconds,
+    )
+    if everything := data.refit():
+        for stage in range(k):
+            maker = everything.batch_maker(
+                spec, stage, settings, model.negatives, seed + REFIT_SEED + stage
+            )
+            refitted = WeightMaskedTask(network, data.item_features, stage, settings)
+            trained.seconds += refit(refitted, [maker], model.validation)
+    return network, trained

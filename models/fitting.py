@@ -71,12 +71,13 @@ class Task(tfrs.Model):
         """The gradients of `moving`, 0 where a weight must not move."""
         return gradients
 
-    def start(self, inputs: tuple[TensorSpecs, ...]) -> None:
+    def start(self, inputs: tuple[TensorSpecs, ...], rate: float = 1.0) -> None:
         """Forgets the optimiser's state (METHOD 1.1).
 
         Args:
           inputs: what `step` will be given. Its sizes are left open there, so that the step is
             traced once per task, whatever the last batch of an epoch measures.
+          rate: learning rate as a share of the task's.
         """
         if not self._is_compiled:
             # The dense moments of Adam leave a weight whose gradient is always zero untouched:
@@ -88,6 +89,7 @@ class Task(tfrs.Model):
             self._fresh = self.optimizer.get_weights()
             self.step = tf.function(self.train_step, input_signature=(inputs,))
         self.optimizer.set_weights(self._fresh)
+        self.optimizer.learning_rate = self._learning_rate * rate
 
     def train_step(self, inputs: tuple[TensorBatch, ...]) -> tf.Tensor:
         """One optimiser step; replaces the step of tfrs.Model because gradients are masked."""
@@ -116,6 +118,7 @@ def fit(
     settings: ValidationSettings,
     validate: Callable[[], float] | None,
     tell: Callable[[str], None],
+    rate: float = 1.0,
 ) -> Fitted:
     """Trains with a fresh optimiser until validation stops improving, and keeps the best round.
 
@@ -126,10 +129,11 @@ def fit(
       settings: length of a round, patience.
       validate: value of the weights as they are, larger is better; None = all rounds are trained.
       tell: called with a line of text after every round.
+      rate: learning rate as a share of the task's.
     """
     started = time.monotonic()
     dataset = dataset_of(makers)
-    task.start(dataset.element_spec)
+    task.start(dataset.element_spec, rate)
     steps = max(
         max(maker.steps(), math.ceil(settings.round_steps * maker.share)) for maker in makers
     )

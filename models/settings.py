@@ -129,6 +129,13 @@ class ValidationSettings(Settings):
     patience: Positive = 3
     """Rounds without a better Recall@50 after which a stage stops; the best one is kept."""
 
+    refit_rounds: Annotated[int, Field(ge=0)] = 3
+    """Rounds on all training events after a stage was chosen, those held out for validation
+    included; 0 = what is served never learns from them. See `models.cascade`."""
+
+    refit_rate: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Learning rate of these rounds, as a share of the stage's."""
+
 
 class ModelSettings(Settings):
     """What all stages share."""

@@ -33,6 +33,7 @@ class TrainingData:
     ordered: bool  # False: the log has no times
     item_features: dict[str, npt.NDArray[np.int32]]  # name -> [n_items, F], -1 is padding
     held_out: HeldOut | None = None  # None: nothing is validated
+    everything: Timelines | None = None  # the validation events, too; None: none were set aside
 
     @classmethod
     def split(
@@ -49,7 +50,13 @@ class TrainingData:
             return cls(timelines, ordered, item_features)
         training, validation = cut(timelines, ordered, settings.share, seed)
         held_out = HeldOut.of(validation, settings.max_queries, seed)
-        return cls(training, ordered, item_features, held_out)
+        return cls(training, ordered, item_features, held_out, timelines)
+
+    def refit(self) -> TrainingData | None:
+        """All training events and nothing held out; None where none were set aside."""
+        if self.everything is None:
+            return None
+        return TrainingData(self.everything, self.ordered, self.item_features)
 
     def batch_maker(
         self,
@@ -77,7 +84,7 @@ class TrainingData:
 class Phase:
     """One training run inside a stage."""
 
-    name: str  # "train" or "recover"
+    name: str  # "train", "recover" or "refit"
     positives: int
     fitted: Fitted
 
@@ -169,12 +176,58 @@ def train_stage(
             maker.subset(settings.recovery_share)
             run("recover", settings.recovery_rounds)
 
-    towers.check_finite()
-    if frozen_sha256(towers, stage) != frozen:
-        raise FrozenWeightsMovedError(f"weights owned by stages before {settings.name!r} changed")
+    _check_frozen(towers, stage, settings.name, frozen)
     report.upstream_sha256 = frozen
     report.owned = {name: int(np.sum(owners == stage)) for name, owners in towers.owners.items()}
     return report
+
+
+def refit_stage(
+    towers: TwoTower,
+    data: TrainingData,
+    stage: int,
+    settings: StageSettings,
+    model: ModelSettings,
+    seed: int,
+    progress: Progress,
+) -> Phase:
+    """Goes on training what `stage` owns, gently and without validation; owners stay as they are.
+
+    Args:
+      towers: the network, this stage already trained.
+      data: see `TrainingData.refit`.
+      stage: index of the objective.
+      settings: of this objective.
+      model: what all objectives share.
+      seed: of shuffling, dropout and negatives.
+      progress: called with a line of text after every round.
+
+    Raises:
+      ValueError: training diverged.
+      FrozenWeightsMovedError: as in `train_stage`.
+    """
+    frozen = frozen_sha256(towers, stage)
+    task = StageTask(towers, data.item_features, stage, settings)
+    maker = data.batch_maker(
+        towers.spec, stage, settings, model.negatives, seed + towers.spec.n_objectives + stage
+    )
+    fitted = fit(
+        task,
+        [maker],
+        model.validation.refit_rounds,
+        model.validation,
+        None,
+        lambda text: progress(f"{settings.name}: refit {text}"),
+        model.validation.refit_rate,
+    )
+    _check_frozen(towers, stage, settings.name, frozen)
+    return Phase("refit", len(maker.positives), fitted)
+
+
+def _check_frozen(towers: TwoTower, stage: int, objective: str, before: str) -> None:
+    towers.check_finite()
+    if frozen_sha256(towers, stage) != before:
+        raise FrozenWeightsMovedError(f"weights owned by stages before {objective!r} changed")
 
 
 def frozen_sha256(towers: TwoTower, stage: int) -> str:

@@ -335,6 +335,22 @@ class TwoTower(tf.Module):
                 bias = self.weights[layer.bias]
                 bias.assign(np.where(freed, 0.0, bias.numpy()))
 
+    def adopt(self, other: TwoTower, stage: int) -> None:
+        """Takes from a network of the same spec what `stage` learnt there, and all owners.
+
+        The weights of the stages before stay this network's own; those of the stages after, not
+        trained yet, come along.
+        """
+        earlier = {
+            name: np.logical_or.reduce(
+                [np.zeros_like(mask), *(self.trainable_masks(k)[name] for k in range(stage))]
+            )
+            for name, mask in other.trainable_masks(stage).items()
+        }
+        self.owners = {name: owners.copy() for name, owners in other.owners.items()}
+        for name, weight in self.weights.items():
+            weight.assign(np.where(earlier[name], weight.numpy(), other.weights[name].numpy()))
+
     def _input_owners(self, layer: _Layer) -> masks.Owners:
         return np.concatenate([self.owners[name] for name in layer.inputs])
 

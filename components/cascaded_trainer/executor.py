@@ -17,21 +17,21 @@ from components.artifacts import compact_json
 from components.cascaded_trainer import spec
 from components.examples import read_split
 from components.paths import local_path
+from models.cascade import Cascade
 from models.catalogue import read_catalogue
 from models.features import FeatureKinds
 from models.preprocessing import ITEM_VOCABULARY, USER_VOCABULARY
 from models.settings import ModelSettings, StageSettings
-from models.stages import StageReport, TrainingData, train_stage
+from models.stages import StageReport, TrainingData
 from models.timelines import read_timelines
-from models.towers import TowerSpec, TwoTower
-from models.weighting import chosen_weights
+from models.towers import TowerSpec
 from schemas.names import CATALOGUE_SPLIT, TRAIN_SPLIT
 
 _log = logging.getLogger("csmf")
 
 
 class Executor(base_executor.BaseExecutor):
-    """Runs `train_stage` on the transformed train split."""
+    """Runs `Cascade.train` on the transformed train split."""
 
     def Do(
         self,
@@ -69,9 +69,9 @@ class Executor(base_executor.BaseExecutor):
         ordered = bool(exec_properties[spec.ORDERED_KEY])
 
         if previous := input_dict.get(spec.PREVIOUS_KEY):
-            towers = TwoTower.load(local_path(artifact_utils.get_single_uri(previous)))
+            cascade = Cascade.load(local_path(artifact_utils.get_single_uri(previous)))
         else:
-            towers = TwoTower(
+            cascade = Cascade.start(
                 TowerSpec(
                     towers=model.towers,
                     n_objectives=len(objectives),
@@ -83,11 +83,12 @@ class Executor(base_executor.BaseExecutor):
                 ),
                 seed,
             )
+        tower_spec = cascade.served.spec
         data = TrainingData.split(
             read_timelines(
                 read_split(examples, TRAIN_SPLIT),
-                towers.spec.n_items,
-                towers.spec.n_users,
+                tower_spec.n_items,
+                tower_spec.n_users,
                 list(features.user),
             ),
             ordered,
@@ -97,13 +98,13 @@ class Executor(base_executor.BaseExecutor):
             model,
             seed,
         )
-        report = train_stage(towers, data, stage, settings, model, seed, _log.info)
+        report = cascade.train(data, stage, settings, model, seed, _log.info)
         if stage == len(objectives) - 1:
-            report.weights = chosen_weights(towers, data, objectives)
+            report.weights = cascade.weights(data, objectives)
 
         artifact = artifact_utils.get_single_instance(output_dict[spec.STAGE_KEY])
         directory = local_path(artifact.uri)
-        towers.save(directory)
+        cascade.save(directory)
         (directory / spec.REPORT_FILE).write_text(
             json.dumps(dataclasses.asdict(report), indent=2), encoding="utf-8"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -188,7 +190,7 @@ def test_later_stages_change_no_bit_of_earlier_blocks(
         start(self, network, *arguments)
 
     monkeypatch.setattr(WeightMaskedTask, "__init__", spy)
-    network, task, seconds = train_weight_masked(_spec(), _data(), SETTINGS, MODEL, 1, rule, 0.5)
+    network, trained = train_weight_masked(_spec(), _data(), SETTINGS, MODEL, 1, rule, 0.5)
     final = _blocks(network)
     assert len(snapshots) == 3
     for began in (1, 2):
@@ -197,12 +199,24 @@ def test_later_stages_change_no_bit_of_earlier_blocks(
                 assert _same(snapshots[began][place], final[place]) == (k < began)
     # The first stage did learn: its block is not the initial one.
     assert not np.allclose(snapshots[0][0], snapshots[1][0], atol=0.05)
-    assert seconds > 0
-    assert task.items().shape == (N_ITEMS, 13)
+    assert trained.seconds > 0
+    assert trained.task.items().shape == (N_ITEMS, 13)
     owned = [int((network.owners[HISTORY].numpy() == k).sum()) for k in range(3)]
     assert min(owned) > 0
     if rule == "fixed":
         assert owned == [96, 48, 48]
+
+
+def test_a_refit_moves_every_stage_and_keeps_the_owners() -> None:
+    data = dataclasses.replace(_data(), everything=_timelines(USERS, seed=0))
+    plain, _ = train_weight_masked(_spec(), _data(), SETTINGS, MODEL, 1, "fixed", 0.5)
+    network, trained = train_weight_masked(_spec(), data, SETTINGS, MODEL, 1, "fixed", 0.5)
+    for name in network.table_names:
+        assert np.array_equal(network.owners[name], plain.owners[name])
+    for before, after in zip(_blocks(plain), _blocks(network), strict=True):
+        assert not _same(before, after)
+    # What chooses the request weights is the network before the refit.
+    assert np.allclose(trained.validation[1], np.concatenate(_blocks(plain)[3:], axis=1))
 
 
 def test_every_objective_is_learned() -> None:
@@ -210,7 +224,8 @@ def test_every_objective_is_learned() -> None:
         SETTINGS.model_dump() | {"rounds": 8, "recovery_rounds": 3, "user_id_dropout": 0.9}
     )
     data = _data()
-    network, task, _ = train_weight_masked(_spec(), data, settings, MODEL, 1, "fixed", 0.5)
+    network, trained = train_weight_masked(_spec(), data, settings, MODEL, 1, "fixed", 0.5)
+    task = trained.task
     users, items = task.users(data.held_out), task.items()
     ends = np.cumsum([0, *network.block_sizes])
     for level in range(3):
