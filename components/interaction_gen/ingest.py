@@ -72,6 +72,9 @@ def ingest(
     )
     facts_file = FileSystems.join(outputs.summary, _FACTS)
     delete_parts(places.parts)  # of a run that was killed
+    # Not by the workers, of which two could be at it at the same time.
+    for split in (TRAIN_SPLIT, EVAL_SPLIT, CATALOGUE_SPLIT):
+        _make_directory(places.split_directory(split))
     _make_directory(places.parts)
     try:
         with make_pipeline() as pipeline:

@@ -136,7 +136,7 @@ def put_together(file: str, parts: Iterable[Part], directory: str) -> None:
     """Writes a file from its parts; a reader sees all of it or nothing.
 
     Args:
-      file: to write.
+      file: to write, in a directory that is there.
       parts: in any order.
       directory: that of the parts.
     """
@@ -145,9 +145,6 @@ def put_together(file: str, parts: Iterable[Part], directory: str) -> None:
         for part in sorted(parts):
             for block in _blocks(part.path):
                 writing.write(block)
-    parent = FileSystems.split(file)[0]
-    if not FileSystems.exists(parent):
-        FileSystems.mkdirs(parent)
     FileSystems.rename([temporary], [file])
 
 

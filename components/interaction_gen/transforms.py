@@ -75,9 +75,13 @@ class Places(NamedTuple):
     dead_letters: str
     parts: str
 
+    def split_directory(self, split: str) -> str:
+        """The directory of the files of a split."""
+        return FileSystems.join(self.examples, f"Split-{split}")
+
     def example_files(self, split: str, files: int) -> list[str]:
         """Paths of the files of a split."""
-        directory = FileSystems.join(self.examples, f"Split-{split}")
+        directory = self.split_directory(split)
         return [
             FileSystems.join(directory, f"{spec.EXAMPLES_PREFIX}-{index:05d}-of-{files:05d}.gz")
             for index in range(files)

@@ -53,8 +53,8 @@ def test_the_order_of_parts_does_not_matter(tmp_path: Path, parts) -> None:
     for seed in range(5):
         shuffled = [part for _, part in parts]
         random.Random(seed).shuffle(shuffled)
-        put_together(str(tmp_path / "out" / "file.gz"), shuffled, str(tmp_path / "parts"))
-        contents.add((tmp_path / "out" / "file.gz").read_bytes())
+        put_together(str(tmp_path / "file.gz"), shuffled, str(tmp_path / "parts"))
+        contents.add((tmp_path / "file.gz").read_bytes())
     assert len(contents) == 1
     expected = [example for shard in range(3) for example in EXAMPLES[shard::3]]
     content = gzip.decompress(contents.pop())
