@@ -2,247 +2,148 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import apache_beam
 import numpy as np
 import psutil
 import pytest
 import yaml
-from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
+from tests.distributed.cluster import Flink, flink_cluster
+from tests.distributed.job_server import JobServer, NoJobServerError, find_job_server
+from tests.distributed.processes import end, free_port, running, start, wait_for_port
+from tests.distributed.sdk_worker import write_command
 from tests.models.conftest import exported, shop
 from tests.pipeline.batch_recommend.conftest import pushed
 
 __all__ = ["exported", "pushed", "shop"]  # fixtures
 
-FLINK_VERSION = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS[-1]
-JAR = f"beam-runners-flink-{FLINK_VERSION}-job-server-{apache_beam.__version__}.jar"
-ARTIFACT = f"org.apache.beam:{JAR.removesuffix('.jar').rpartition('-')[0]}"
-JAR_VARIABLE = "CSMF_FLINK_JOB_SERVER_JAR"  # a jar that is there already
+VERSIONS = pytest.StashKey[str]()
 WORKERS = 2
-DOWNLOAD_SECONDS = 300.0
-START_SECONDS = 60.0
-
-# Flink reads private fields of these, which Java 17 keeps shut.
-JAVA_OPTIONS = [
-    "-Xmx3g",
-    *(
-        f"--add-opens=java.base/{package}=ALL-UNNAMED"
-        for package in (
-            "java.lang",
-            "java.lang.invoke",
-            "java.lang.reflect",
-            "java.io",
-            "java.net",
-            "java.nio",
-            "java.text",
-            "java.time",
-            "java.util",
-            "java.util.concurrent",
-            "java.util.concurrent.atomic",
-            "sun.nio.ch",
-        )
-    ),
-]
-# Every shuffle of a batch job holds buffers and sorts; the defaults of a Flink that runs inside
-# one process are too small for StatisticsGen.
-FLINK_CONFIGURATION = f"""\
-taskmanager.numberOfTaskSlots: {WORKERS}
-taskmanager.memory.network.min: 512mb
-taskmanager.memory.network.max: 512mb
-taskmanager.memory.managed.size: 1gb
-"""
+CHANNELS = 3  # of a worker: orders, state, data
+JOB_OPTIONS = (
+    f"--parallelism={WORKERS}",
+    "--sdk_worker_parallelism=1",  # in each TaskManager, which has one slot
+    # The workers have everything installed: TFX need not pack its sources for them.
+    "--sdk_container_image=none",
+)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A job server, and the processes that its Python workers run in.
+    """A job server, and the processes that start its Python workers.
 
     Attributes:
       options: Beam options of jobs.
-      pool: starts and stops worker processes, as a sidecar of Flink's task managers does.
-      log: of the job server.
+      parents: of the workers.
+      channels: connections of a worker that has been given work.
     """
 
     options: tuple[str, ...]
-    pool: psutil.Process
-    log: Path
+    parents: list[psutil.Process]
+    channels: int
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes that are alive."""
         found = []
-        for process in self.pool.children(recursive=True):
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and "SdkHarness" in " ".join(
-                    process.cmdline()
-                ):
-                    found.append(process)
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        for parent in self.parents:
+            with suppress(psutil.NoSuchProcess):
+                found += parent.children(recursive=True)
+        return [process for process in found if _works(process)]
+
+
+def _works(process: psutil.Process) -> bool:
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return alive and "sdk_worker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+@dataclass(frozen=True)
+class FlinkCluster(Cluster):
+    """A job server that gives its jobs to Flink.
+
+    Attributes:
+      flink: JobManager and TaskManagers.
+    """
+
+    flink: Flink
 
 
 @pytest.fixture(scope="session")
-def job_server_jar() -> Path:
-    """The jar with Flink and Beam's job server; skips with the reason where it cannot be had."""
+def job_server(request: pytest.FixtureRequest) -> JobServer:
+    """Flink and Beam's job server for it; skips with the reason where they cannot be had."""
     if shutil.which("java") is None:
         pytest.skip("Flink needs Java: there is no `java` on the PATH")
-    if given := os.environ.get(JAR_VARIABLE):
-        return Path(given)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csmf"
-    if (cache / JAR).exists():
-        return cache / JAR
-    if shutil.which("mvn") is None:
-        pytest.skip(f"no `mvn` to fetch {ARTIFACT} with, and {JAR_VARIABLE} names no jar")
-    scratch = cache / f"{JAR}.{os.getpid()}"
-    command = [
-        "mvn", "-q", "-B", "-U", "-Dstyle.color=never", "dependency:copy",
-        f"-Dartifact={ARTIFACT}:{apache_beam.__version__}", f"-DoutputDirectory={scratch}",
-    ]  # fmt: skip
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
-        )
-        if done.returncode != 0 or not (scratch / JAR).exists():
-            error = (done.stdout + done.stderr).strip().split("\n")[0]
-            pytest.skip(
-                f"Maven Central does not give {ARTIFACT}:{apache_beam.__version__}, and "
-                f"{JAR_VARIABLE} names no jar: {error}"
-            )
-        os.replace(scratch / JAR, cache / JAR)  # another session sees all of it or nothing
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"Maven Central did not give {ARTIFACT} within {DOWNLOAD_SECONDS:.0f} s")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return cache / JAR
-
-
-@pytest.fixture(scope="session")
-def worker_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
-    """(address, process) of Beam's worker pool: every worker is a process of its own."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("pool") / "log"
-    # It starts its workers as `python`.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    module = "apache_beam.runners.worker.worker_pool_main"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, f"--service_port={port}"],
-            env=os.environ | {"PATH": path},
-            stdout=file,
-            stderr=file,
-        )
-    with ending(process):
-        wait_for_port(port, process, log)
-        yield f"localhost:{port}", psutil.Process(process.pid)
+        found = find_job_server(cache)
+    except NoJobServerError as error:
+        pytest.skip(str(error))
+    request.config.stash[VERSIONS] = str(found)
+    return found
 
 
 @pytest.fixture(scope="session")
 def flink(
-    job_server_jar: Path,
-    worker_pool: tuple[str, psutil.Process],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Cluster]:
-    """A real Flink with two task slots, and a Python worker process for each."""
+    job_server: JobServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FlinkCluster]:
+    """A real Flink with two TaskManagers, each of which starts a Python worker process."""
     directory = tmp_path_factory.mktemp("flink")
-    (directory / "flink-conf.yaml").write_text(FLINK_CONFIGURATION)
-    log = directory / "log"
-    ports = {name: free_port() for name in ("job", "artifact", "expansion")}
-    command = [
-        "java", *JAVA_OPTIONS, "-jar", str(job_server_jar),
-        "--flink-master=[local]", f"--flink-conf-dir={directory}",
-        "--job-host=localhost", f"--artifacts-dir={directory / 'artifacts'}",
-        *(f"--{name}-port={port}" for name, port in ports.items()),
-    ]  # fmt: skip
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-    with ending(process):
-        wait_for_port(ports["job"], process, log)
+    # One worker pool (`--environment_type=EXTERNAL`) cannot serve two TaskManagers: both number
+    # their workers from 1.
+    worker = {"command": str(write_command(directory / "worker"))}
+    with flink_cluster(job_server, directory, WORKERS) as cluster:
         options = (
-            *job_options(ports["job"], worker_pool[0]),
-            # The job is restarted from its beginning when a task is lost.
-            "--number_of_execution_retries=3",
-            "--execution_retry_delay=1000",
+            f"--job_endpoint=localhost:{cluster.start_job_server()}",
+            "--environment_type=PROCESS",
+            f"--environment_config={json.dumps(worker)}",
+            "--environment_cache_millis=5000",  # below the delay of a restart
+            *JOB_OPTIONS,
         )
-        yield Cluster(options, worker_pool[1], log)
+        yield FlinkCluster(options, cluster.task_managers, 1 + CHANNELS, cluster)  # a log, too
 
 
 @pytest.fixture(scope="session")
-def beam_jobs(
-    worker_pool: tuple[str, psutil.Process], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
-    """Beam's own job server in Python, which needs no Java and tries nothing a second time."""
-    log = tmp_path_factory.mktemp("jobs") / "log"
-    port = free_port()
-    module = "apache_beam.runners.portability.local_job_service_main"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, f"--port={port}"], stdout=file, stderr=file
+def beam_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Beam's job server in Python, and its worker pool.
+
+    It needs no Java and tries nothing a second time.
+    """
+    directory = tmp_path_factory.mktemp("jobs")
+    # The pool starts its workers as `python`.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    with ExitStack() as stack:
+        processes, ports = [], []
+        for module, option in (
+            ("apache_beam.runners.worker.worker_pool_main", "service_port"),
+            ("apache_beam.runners.portability.local_job_service_main", "port"),
+        ):
+            port = free_port()
+            log = directory / option
+            command = [sys.executable, "-m", module, f"--{option}={port}"]
+            process = stack.enter_context(running(command, log, environment))
+            wait_for_port(port, process, log)
+            processes.append(psutil.Process(process.pid))
+            ports.append(port)
+        options = (
+            f"--job_endpoint=localhost:{ports[1]}",
+            "--environment_type=EXTERNAL",
+            f"--environment_config=localhost:{ports[0]}",
+            *JOB_OPTIONS,
         )
-    with ending(process):
-        wait_for_port(port, process, log)
-        yield Cluster(job_options(port, worker_pool[0]), worker_pool[1], log)
-
-
-def job_options(port: int, pool: str) -> tuple[str, ...]:
-    return (
-        f"--job_endpoint=localhost:{port}",
-        "--environment_type=EXTERNAL",
-        f"--environment_config={pool}",
-        f"--parallelism={WORKERS}",
-        f"--sdk_worker_parallelism={WORKERS}",
-        # The workers have everything installed: TFX need not pack its sources for them.
-        "--sdk_container_image=none",
-    )
-
-
-class ending:  # noqa: N801
-    """Ends a process with the block."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def __enter__(self) -> None:
-        """Nothing to do: it runs."""
-
-    def __exit__(self, *exc_info: object) -> None:
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for child in children:
-            if child.is_running():  # the same process, not another one with its number
-                child.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    pytest.fail(f"{process.args} does not listen:\n{log.read_text(errors='replace')[-4000:]}")
+        yield Cluster(options, processes[:1], CHANNELS)
 
 
 # --- the nodes that run on Beam -------------------------------------------------------------------
@@ -339,7 +240,7 @@ def prepare(
     """prepare(runner, options): starts InteractionGen, StatisticsGen and Transform in Beam."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(runner: str | None = None, options: tuple[str, ...] = ()) -> Preparation:
+    def prepare_with(runner: str | None = None, options: tuple[str, ...] = ()) -> Preparation:
         directory = tmp_path_factory.mktemp("prepared")
         runner_option = [f"--runner={runner}"] if runner else []
         config = {
@@ -356,13 +257,27 @@ def prepare(
         arguments = [str(directory / "c.yaml"), str(directory / "work")]
         command = [sys.executable, "-c", _PREPARE, *arguments]
         log = directory / "log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file)
+        process = start(command, log)
         started.append(process)
         return Preparation(process, directory / "work", log)
 
-    yield start
+    yield prepare_with
     for process in started:
         if process.poll() is None:
-            with ending(process):
-                pass
+            end(process)
+
+
+# --- what was seen --------------------------------------------------------------------------------
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints what Flink the tests have run on, and what they have measured."""
+    lines = [config.stash[VERSIONS]] if VERSIONS in config.stash else []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for key, value in report.user_properties:
+                if key == "measured" and report.when == "call":
+                    lines.append(f"{report.location[2]}: {report.duration:.0f} s, {value}")
+    if lines:
+        terminalreporter.write_sep("=", "measured")
+        terminalreporter.write_line("\n".join(lines))
