@@ -303,4 +303,40 @@ def training(
     run(config, synthetic_rows is not None, place, json_path, rounds, batches, repeats)
 
 
+@bench.command("data-nodes")
+@FIGURES
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/bench-data-nodes"),
+    show_default=True,
+    help="Where the log and the artifacts are written; deleted in the end.",
+)
+@click.option("--rows", type=click.IntRange(min=1000), default=2_000_000, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--curve", is_flag=True, help="0.5, 2 and 10 million rows once each, too.")
+@click.option(
+    "--beam-option",
+    "beam_options",
+    multiple=True,
+    metavar="--NAME=VALUE",
+    help="As in the section `beam` of a configuration; repeatable.",
+)
+def data_nodes(
+    json_path: Path,
+    workdir: Path,
+    rows: int,
+    repeats: int,
+    seed: int,
+    curve: bool,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Measure every node from the log to the transformed examples, on a synthetic log."""
+    from benchmarks.data_nodes.run import run
+    from benchmarks.ingestion.log import SyntheticLog
+
+    run(SyntheticLog(rows, seed), workdir, json_path, beam_options, repeats, curve)
+
+
 bench.add_command(explorer)
