@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from models.vocabulary import compute_and_apply, vocabulary
 from schemas import names
 
 ITEM_VOCABULARY = "items"
@@ -33,18 +34,15 @@ def preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, Any]) -> d
       The same keys, as int64 indices; levels, times and titles unchanged.
     """
     outputs = {key: inputs[key] for key in _PASSED_ON}
-    every_item = tf.sparse.concat(axis=1, sp_inputs=[inputs[names.ITEM_IDS], inputs[names.ITEM_ID]])
-    item_vocabulary = tft.vocabulary(every_item, vocab_filename=ITEM_VOCABULARY)
-    for key in (names.ITEM_IDS, names.ITEM_ID):
+    items = (names.ITEM_IDS, names.ITEM_ID)
+    every_item = tf.concat([inputs[key].values for key in items], axis=0)
+    item_vocabulary = vocabulary(every_item, ITEM_VOCABULARY)
+    for key in items:
         outputs[key] = tft.apply_vocabulary(inputs[key], item_vocabulary, num_oov_buckets=1)
-    outputs[names.USER_ID] = tft.compute_and_apply_vocabulary(
-        inputs[names.USER_ID], vocab_filename=USER_VOCABULARY, num_oov_buckets=1
-    )
+    outputs[names.USER_ID] = compute_and_apply(inputs[names.USER_ID], USER_VOCABULARY)
     for key, kind in custom_config["features"].items():
         if kind == CATEGORICAL:
-            outputs[key] = tft.compute_and_apply_vocabulary(
-                inputs[key], vocab_filename=key, num_oov_buckets=1
-            )
+            outputs[key] = compute_and_apply(inputs[key], key)
         else:
             outputs[key] = tft.bucketize(inputs[key], num_buckets=_BUCKETS)
     return outputs

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tfx.components.example_validator.component import ExampleValidator
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
-from tfx.components.statistics_gen.component import StatisticsGen
-from tfx.components.transform.component import Transform
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.placeholder.placeholder import Placeholder
 from tfx.orchestration.metadata import sqlite_metadata_connection_config
@@ -24,6 +22,8 @@ from components.interaction_gen.files import fingerprint_inputs
 from components.pusher.component import Pusher
 from components.retrieval_evaluator.component import RetrievalEvaluator
 from components.serving_validator.component import ServingValidator
+from components.statistics_gen.component import StatisticsGen
+from components.transform.component import Transform
 from models.features import FeatureKinds
 from pipeline.config import PipelineConfig
 from pipeline.options import METADATA_FILE, REPORT_FILE

@@ -1,0 +1,1 @@
+"""TFX's StatisticsGen, reading and counting whole batches."""

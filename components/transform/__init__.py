@@ -1,0 +1,1 @@
+"""TFX's Transform, reading and writing whole batches."""
