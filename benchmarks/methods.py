@@ -54,12 +54,12 @@ def csmf(split: Split, seed: int) -> list[Outcome]:
 
 
 def cascade(split: Split, seed: int) -> tuple[TwoTower, list[list[float]], float]:
-    """(the served network after all stages, request weights by level, seconds of training)."""
+    """(the served network after all stages, request weights by level, processor seconds)."""
     trained = Cascade.start(split.spec, seed)
     seconds = 0.0
     for stage, settings in enumerate(split.config.objectives):
         report = trained.train(split.data, stage, settings, split.model, seed, quiet)
-        seconds += sum(phase.fitted.seconds for phase in report.phases)
+        seconds += sum(phase.fitted.cpu_seconds for phase in report.phases)
     names = split.config.objective_names
     weights = default_weights(names) | trained.weights(split.data, names)
     return trained.served, list(weights.values()), seconds

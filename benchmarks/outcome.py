@@ -27,7 +27,7 @@ class Cost:
 
     parameters: int
     index_dimension: int | None  # of all indexes together; None = not a vector index
-    training_seconds: float
+    training_seconds: float  # of the processor, so that other work on the machine changes little
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Trained:
     task: JointTask
     validation: tuple[Vectors, Vectors]  # blocks of its queries' users, and of the items
     chosen: list[npt.NDArray]  # the weights that moved, as they were then
-    seconds: float
+    seconds: float  # of the processor
 
 
 def train_jointly(
@@ -137,7 +137,7 @@ def train_jointly(
         task,
         (task.users(held_out), task.items()),
         [weight.numpy() for weight in task.moving],
-        fitted.seconds,
+        fitted.cpu_seconds,
     )
     if everything := data.refit():
         makers = _makers(network.spec, everything, goals, settings, model, seed + REFIT_SEED)
@@ -146,12 +146,12 @@ def train_jointly(
 
 
 def refit(task: JointTask, makers: Sequence[BatchMaker], settings: ValidationSettings) -> float:
-    """Trains a few gentle rounds without validation; the seconds that took."""
+    """Trains a few gentle rounds without validation; the processor's seconds."""
     if settings.refit_rounds == 0:
         return 0.0
     return fit(
         task, makers, settings.refit_rounds, settings, None, quiet, settings.refit_rate
-    ).seconds
+    ).cpu_seconds
 
 
 def _makers(

@@ -199,12 +199,12 @@ def train_weight_masked(
             validate=task.validator(data.held_out),
             tell=quiet,
         )
-        seconds += run(rounds=settings.rounds).seconds
+        seconds += run(rounds=settings.rounds).cpu_seconds
         if stage < k - 1:
             network.release(stage, share, rule, seed)
             if settings.recovery_share > 0:
                 maker.subset(settings.recovery_share)
-                seconds += run(rounds=settings.recovery_rounds).seconds
+                seconds += run(rounds=settings.recovery_rounds).cpu_seconds
     trained = Trained(
         task,
         (task.users(data.held_out), task.items()),

@@ -43,6 +43,7 @@ class Fitted:
     kept_round: int  # whose weights were kept, counted from 1
     steps: int
     seconds: float
+    cpu_seconds: float  # of all threads of the process
     round_seconds: list[float]  # from the start to the end of each round
     step_seconds: list[float]  # of each round's steps alone, without the look at validation
     round_rows: list[int]  # rows that each round's steps read
@@ -131,7 +132,7 @@ def fit(
       tell: called with a line of text after every round.
       rate: learning rate as a share of the task's.
     """
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     dataset = dataset_of(makers)
     task.start(dataset.element_spec, rate)
     steps = max(
@@ -171,6 +172,7 @@ def fit(
         kept_round=int(np.argmax(recalls)) + 1 if recalls else len(losses),
         steps=steps * len(losses),
         seconds=round(time.monotonic() - started, 3),
+        cpu_seconds=round(time.process_time() - cpu_started, 3),
         round_seconds=round_seconds,
         step_seconds=step_seconds,
         round_rows=round_rows,

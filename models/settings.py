@@ -129,7 +129,7 @@ class ValidationSettings(Settings):
     patience: Positive = 3
     """Rounds without a better Recall@50 after which a stage stops; the best one is kept."""
 
-    refit_rounds: Annotated[int, Field(ge=0)] = 3
+    refit_rounds: Annotated[int, Field(ge=0)] = 6
     """Rounds on all training events after a stage was chosen, those held out for validation
     included; 0 = what is served never learns from them. See `models.cascade`."""
 

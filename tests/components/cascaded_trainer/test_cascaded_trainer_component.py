@@ -115,7 +115,7 @@ def test_a_later_stage_does_not_enter_the_cache_key_of_an_earlier_one() -> None:
 
 
 def make_report(**changes: Any) -> StageReport:
-    fitted = Fitted([3.0, 2.5], [], 2, 8, 1.25, [0.5, 1.25], [0.4, 0.7], [64, 64])
+    fitted = Fitted([3.0, 2.5], [], 2, 8, 1.25, 2.5, [0.5, 1.25], [0.4, 0.7], [64, 64])
     report = StageReport(
         stage=1,
         objective="click",
