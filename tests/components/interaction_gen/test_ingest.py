@@ -6,11 +6,15 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.interaction_gen.ingest import ingest
+from schemas.logs import DataSettings
 from schemas.names import CONTEXT
+from tests.components.interaction_gen.conftest import OBJECTIVES, make_pipeline
 
 pytestmark = pytest.mark.slow  # each test runs a whole Beam pipeline
 
@@ -115,6 +119,18 @@ def test_timelines_levels_and_counts_of_a_small_log(run, csv_log, outputs) -> No
     assert (report.files[0].rows, report.files[0].sha256) == (10, "abc")
     assert json.loads((Path(outputs.summary) / "summary.json").read_text())["seed"] == 7
     assert sorted(path.name for path in Path(outputs.summary).iterdir()) == ["summary.json"]
+
+
+def test_the_directories_of_the_splits_are_there_before_the_workers(csv_log, outputs) -> None:
+    """Two workers that made one at the same time would stop each other."""
+    found = []
+
+    def make() -> beam.Pipeline:
+        found.extend(sorted(path.name for path in Path(outputs.examples).glob("Split-*")))
+        return make_pipeline()
+
+    ingest(DataSettings.parse(section(source(csv_log))), OBJECTIVES, 7, make, outputs)
+    assert found == ["Split-catalogue", "Split-eval", "Split-train"]
 
 
 def test_csv_json_lines_and_parquet_give_the_same_timelines(run, tmp_path) -> None:
