@@ -92,18 +92,14 @@ class Job:
     Attributes:
       number: its id.
       state: RUNNING, FINISHED, ..
-      restarted: whether a part of it was run again.
       finished: tasks that are done.
       tasks: all of them.
-      task_managers: ids of those that took part.
     """
 
     number: str
     state: str
-    restarted: bool
     finished: int
     tasks: int
-    task_managers: frozenset[str]
 
 
 class Flink:
@@ -164,26 +160,24 @@ class Flink:
 
     def jobs(self) -> list[Job]:
         """All jobs, the oldest first."""
-        found = sorted(self._get("jobs/overview")["jobs"], key=lambda job: job["start-time"])
-        return [self._job(job["jid"]) for job in found]
+        return [
+            Job(job["jid"], job["state"], job["tasks"]["finished"], job["tasks"]["total"])
+            for job in sorted(self._get("jobs/overview")["jobs"], key=lambda job: job["start-time"])
+        ]
 
-    def _job(self, number: str) -> Job:
-        said = self._get(f"jobs/{number}")
-        counts: dict[str, int] = {}
-        task_managers: set[str] = set()
-        for vertex in said["vertices"]:
-            for state, n in vertex["tasks"].items():
-                counts[state] = counts.get(state, 0) + n
-            took = self._get(f"jobs/{number}/vertices/{vertex['id']}/taskmanagers")
-            task_managers |= {one["taskmanager-id"] for one in took["taskmanagers"]}
-        return Job(
-            number,
-            said["state"],
-            said["timestamps"]["RESTARTING"] > 0,
-            counts.get("FINISHED", 0),
-            sum(counts.values()),
-            frozenset(task_managers),
-        )
+    def restarted(self, job: Job) -> bool:
+        """Whether a part of it was run again."""
+        return bool(self._get(f"jobs/{job.number}")["timestamps"]["RESTARTING"])
+
+    def took_part(self, job: Job) -> set[str]:
+        """Ids of the TaskManagers that ran a task of it."""
+        return {
+            found["taskmanager-id"]
+            for vertex in self._get(f"jobs/{job.number}")["vertices"]
+            for found in self._get(f"jobs/{job.number}/vertices/{vertex['id']}/taskmanagers")[
+                "taskmanagers"
+            ]
+        }
 
     def _get(self, path: str) -> Any:
         url = f"http://localhost:{self._rest}/{path}"
