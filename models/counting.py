@@ -21,7 +21,7 @@ class CountValues(beam.CombineFn):
     """
 
     def create_accumulator(self) -> list[pa.Table]:
-        """No table yet. The first one of a list has every value once."""
+        """No table yet. Every table of a list has each value once."""
         return []
 
     def add_input(self, accumulator: list[pa.Table], values: pa.LargeBinaryArray) -> list[pa.Table]:
@@ -39,12 +39,12 @@ class CountValues(beam.CombineFn):
         return self.compact([table for tables in accumulators for table in tables])
 
     def compact(self, accumulator: list[pa.Table]) -> list[pa.Table]:
-        """One table that has every value once."""
-        return [] if not accumulator else [_added_up(accumulator)]
+        """One table, or none."""
+        return accumulator if len(accumulator) < 2 else [_added_up(accumulator)]
 
     def extract_output(self, accumulator: list[pa.Table]) -> pa.Table:
         """The table in its order."""
-        table = _added_up([COUNTS.empty_table(), *accumulator])
+        (table,) = self.compact(accumulator) or [COUNTS.empty_table()]
         order = pc.sort_indices(table, [("count", "descending"), ("value", "descending")])
         return table.take(order)
 

@@ -20,6 +20,7 @@ from models.counting import CountValues
 
 # What TensorFlow Transform writes instead of nothing: a lookup table needs a line.
 NO_TOKEN = b"49d0cd50-04bb-48c0-bc6f-5b575dce351a"
+_TOKENS_AT_A_TIME = 100_000  # as Python objects
 
 
 def vocabulary(tokens: tf.Tensor, name: str) -> tf.Tensor:
@@ -93,10 +94,14 @@ def write_vocabulary(counts: pa.Table, directory: str, name: str) -> npt.NDArray
     usable = pc.greater(pc.binary_length(values), 0)
     for line_break in ("\n", "\r"):
         usable = pc.and_(usable, pc.equal(pc.count_substring(values, line_break), 0))
-    tokens = values.filter(usable).to_pylist() or [NO_TOKEN]
+    tokens = values.filter(usable)
+    if not len(tokens):
+        tokens = pa.chunked_array([[NO_TOKEN]], pa.large_binary())
     if not FileSystems.exists(directory):
         FileSystems.mkdirs(directory)
     path = FileSystems.join(directory, name)
     with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
-        handle.write(b"\n".join([*tokens, b""]))
+        for start in range(0, len(tokens), _TOKENS_AT_A_TIME):
+            some = tokens.slice(start, _TOKENS_AT_A_TIME).to_pylist()
+            handle.write(b"\n".join([*some, b""]))
     return np.array(path)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from models import counting
+from models import counting, vocabulary
 from models.counting import COUNTS, CountValues
 from models.vocabulary import NO_TOKEN, write_vocabulary
 
@@ -72,8 +72,9 @@ def test_what_is_held_back_is_added_up_in_between(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_the_file_has_one_usable_value_a_line(
-    tmp_path: Path, counts: pa.Table, content: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: pa.Table, content: bytes
 ) -> None:
+    monkeypatch.setattr(vocabulary, "_TOKENS_AT_A_TIME", 1)
     path = write_vocabulary(counts, str(tmp_path / "new"), "items")
     assert isinstance(path, np.ndarray)
     assert str(path) == str(tmp_path / "new" / "items")
