@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from models import replicas
 from models.batches import Batch, BatchMaker
 from models.settings import ValidationSettings
 
@@ -87,13 +88,20 @@ class Task(tfrs.Model):
             # ten passes over the weight and its moments.
             self.compile(optimizer=tf.keras.optimizers.legacy.Adam(self._learning_rate))
             self.optimizer._create_all_weights(self.moving)
-            self._fresh = self.optimizer.get_weights()
-            self.step = tf.function(self.train_step, input_signature=(inputs,))
-        self.optimizer.set_weights(self._fresh)
+            self._fresh = [variable.numpy() for variable in self.optimizer.variables()]
+            self.step = tf.function(self._global_step, input_signature=(inputs,))
+        for variable, value in zip(self.optimizer.variables(), self._fresh, strict=True):
+            variable.assign(value)
         self.optimizer.learning_rate = self._learning_rate * rate
+
+    def _global_step(self, inputs: tuple[TensorBatch, ...]) -> tf.Tensor:
+        """One step of all replicas on their shares of the global batches: the global loss."""
+        strategy = tf.distribute.get_strategy()
+        return strategy.reduce("SUM", strategy.run(self.train_step, (inputs,)), axis=None)
 
     def train_step(self, inputs: tuple[TensorBatch, ...]) -> tf.Tensor:
         """One optimiser step; replaces the step of tfrs.Model because gradients are masked."""
+        inputs = tuple(replicas.rows_of_replica(batch) for batch in inputs)
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
         gradients = [
@@ -122,6 +130,8 @@ def fit(
     rate: float = 1.0,
 ) -> Fitted:
     """Trains with a fresh optimiser until validation stops improving, and keeps the best round.
+
+    Under the strategy in whose scope it is called, see `models.replicas`.
 
     Args:
       task: what learns.
@@ -156,7 +166,7 @@ def fit(
         round_rows.append(rows)
         seen = ""
         if validate is not None:
-            recalls.append(validate())
+            recalls.append(float(replicas.chiefs(np.array(validate()))))
             seen = f", validation {recalls[-1]:.4f}"
             if len(recalls) == int(np.argmax(recalls)) + 1:
                 best = [weight.numpy() for weight in task.moving]

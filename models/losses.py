@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from models import replicas
 from models.settings import Margin
 
 
@@ -132,7 +133,7 @@ def adaptive_margins(upstream: tf.Tensor, upstream_positive: tf.Tensor, gamma: f
       gamma: largest margin.
     """
     upstream = tf.stop_gradient(upstream)
-    scale = tf.maximum(tf.math.reduce_std(upstream), 1e-6)
+    scale = tf.maximum(_deviation(upstream), 1e-6)
     return gamma * tf.sigmoid((upstream - tf.stop_gradient(upstream_positive)) / scale)
 
 
@@ -197,9 +198,24 @@ def pair_margins(
     raise ValueError(f"margins of kind {kind!r} do not depend on pairs")
 
 
+def _deviation(values: tf.Tensor) -> tf.Tensor:
+    """Standard deviation of the values of all replicas."""
+    if not replicas.are_many():
+        return tf.math.reduce_std(values)
+    count = replicas.total(tf.cast(tf.size(values), tf.float32))
+    mean = replicas.total(tf.reduce_sum(values)) / tf.maximum(count, 1.0)
+    squares = replicas.total(tf.reduce_sum(tf.math.squared_difference(values, mean)))
+    return tf.sqrt(squares / tf.maximum(count, 1.0))
+
+
 def _weighted(losses: tf.Tensor, positives: tf.Tensor) -> tf.Tensor:
-    """Mean of the losses [B, W] of the positives, each weighing 1 / sqrt(positives of its row)."""
+    """Mean of the losses [B, W] of the positives, each weighing 1 / sqrt(positives of its row).
+
+    Of several replicas each gets its part of the mean: theirs sum up to that of the global batch.
+    """
     is_positive = tf.cast(positives >= 0, tf.float32)
     count = tf.reduce_sum(is_positive, axis=1, keepdims=True)
     weights = is_positive / tf.sqrt(tf.maximum(count, 1.0))
-    return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1e-9)
+    return tf.reduce_sum(losses * weights) / tf.maximum(
+        replicas.total(tf.reduce_sum(weights)), 1e-9
+    )

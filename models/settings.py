@@ -12,6 +12,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 PruneRule = Literal["cumulative", "fixed", "global"]
 Importance = Literal["l1", "activation", "gradient"]
+Distribution = Literal["none", "mirrored", "multi_worker"]
 Margin = Literal["adaptive", "negated", "probability", "depth", "constant"]
 
 
@@ -143,6 +144,14 @@ class ModelSettings(Settings):
     towers: TowerSettings = TowerSettings()
     negatives: NegativeSettings = NegativeSettings()
     validation: ValidationSettings = ValidationSettings()
+
+
+class TrainerSettings(Settings):
+    """Where the stages are trained; see `models.replicas`."""
+
+    distribution: Distribution = "none"
+    """mirrored = all GPUs of a machine share every batch; multi_worker = the workers that
+    TF_CONFIG names do, each a process of its own. The results are those of none, up to rounding."""
 
 
 class IndexSettings(Settings):

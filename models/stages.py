@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from models import losses, masks
+from models import losses, masks, replicas
 from models.batches import BatchMaker
 from models.fitting import Fitted, Task, TensorBatch, fit
 from models.held_out import HeldOut, cut
@@ -122,6 +122,7 @@ def train_stage(
 ) -> StageReport:
     """Trains `stage` in place; afterwards its neurons are final and the next stage has its own.
 
+    Runs on all devices of the strategy in whose scope it is called and the towers were made.
     The last stage keeps everything it was given: no mask, no recovery.
 
     Args:
@@ -169,6 +170,7 @@ def train_stage(
     run("train", settings.rounds)
     if stage < towers.spec.n_objectives - 1:
         importance, before = task.importance(maker), towers.owners
+        importance = {name: replicas.chiefs(values) for name, values in importance.items()}
         towers.release(stage, settings.tau, seed, importance, settings.prune)
         report.pruned = masks.pruned(before, towers.owners, importance, stage)
         task.take_ownership()

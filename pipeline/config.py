@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from components.retrieval_evaluator.settings import LONGEST_LIST, METRICS, EvaluationSettings
-from models.settings import IndexSettings, ModelSettings, StageSettings
+from models.settings import IndexSettings, ModelSettings, StageSettings, TrainerSettings
 from pipeline.kubeflow.settings import KubeflowSettings, node_names
 from schemas.logs import DataSettings, check_objectives
 from schemas.settings import ConfigError, Settings, nearest
@@ -70,6 +70,7 @@ class PipelineConfig(Settings):
     objectives: tuple[StageSettings, ...] = Field(min_length=1)
     data: DataSettings
     model: ModelSettings = ModelSettings()
+    trainer: TrainerSettings = TrainerSettings()
     index: IndexSettings = IndexSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     serving: ServingSettings = ServingSettings()
@@ -131,6 +132,16 @@ class PipelineConfig(Settings):
                 raise ValueError(
                     f"kubeflow.nodes: no node {name!r}.{nearest(name, known)} "
                     f"Nodes: {', '.join(known)}."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_distribution(self) -> PipelineConfig:
+        for stage in self.objectives:
+            if stage.importance == "gradient" and self.trainer.distribution != "none":
+                raise ValueError(
+                    f"objectives.{stage.name}.importance is gradient; this ablation is measured on "
+                    f"one device, and trainer.distribution is {self.trainer.distribution}: use none"
                 )
         return self
 

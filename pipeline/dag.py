@@ -188,6 +188,7 @@ def create_nodes(config: PipelineConfig, surroundings: Surroundings) -> list[Bas
                 features=features,
                 ordered=config.data.split.kind == "time",
                 seed=config.seed,
+                distribution=config.trainer.distribution,
             )
         )
         previous = stages[-1].outputs["stage"]

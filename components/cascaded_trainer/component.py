@@ -13,7 +13,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from components.artifacts import CascadeStage
 from components.cascaded_trainer import executor, spec
 from models.features import FeatureKinds
-from models.settings import ModelSettings, StageSettings
+from models.settings import Distribution, ModelSettings, StageSettings
 
 
 class CascadedTrainerSpec(ComponentSpec):
@@ -27,6 +27,7 @@ class CascadedTrainerSpec(ComponentSpec):
         spec.FEATURES_KEY: ExecutionParameter(type=str),
         spec.ORDERED_KEY: ExecutionParameter(type=int),
         spec.SEED_KEY: ExecutionParameter(type=int),
+        spec.DISTRIBUTION_KEY: ExecutionParameter(type=str),
     }
     INPUTS = {
         spec.TRANSFORM_GRAPH_KEY: ChannelParameter(type=standard_artifacts.TransformGraph),
@@ -61,6 +62,7 @@ class CascadedTrainer(base_component.BaseComponent):
         features: FeatureKinds,
         ordered: bool,
         seed: int,
+        distribution: Distribution = "none",
     ) -> None:
         """Builds the node `CascadedTrainer.<objective>`.
 
@@ -75,6 +77,7 @@ class CascadedTrainer(base_component.BaseComponent):
           features: side features of users and items.
           ordered: the log has times.
           seed: of everything random in the stage.
+          distribution: of training, see `models.settings.TrainerSettings`.
         """
         super().__init__(
             spec=CascadedTrainerSpec(
@@ -88,6 +91,7 @@ class CascadedTrainer(base_component.BaseComponent):
                 features=features.model_dump_json(),
                 ordered=int(ordered),
                 seed=seed,
+                distribution=distribution,
                 stage=Channel(type=CascadeStage),
             )
         )

@@ -7,6 +7,7 @@ import json
 import logging
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from tfx.dsl.components.base import base_executor
@@ -17,6 +18,7 @@ from components.artifacts import compact_json
 from components.cascaded_trainer import spec
 from components.examples import read_split
 from components.paths import local_path
+from models import replicas
 from models.cascade import Cascade
 from models.catalogue import read_catalogue
 from models.features import FeatureKinds
@@ -53,10 +55,24 @@ class Executor(base_executor.BaseExecutor):
         Raises:
           ValueError: no positive of this objective, or too little room for a stage.
           FrozenWeightsMovedError: the bit-exact guarantee does not hold.
+          DistributionError: the workers that were asked for are not there.
         """
+        # First of all: several workers must be set up before anything else of TensorFlow runs.
+        strategy = replicas.strategy_of(exec_properties[spec.DISTRIBUTION_KEY])
         seed = exec_properties[spec.SEED_KEY]
         tf.keras.utils.set_random_seed(seed)
         tf.config.experimental.enable_op_determinism()
+        with strategy.scope():
+            self._train(input_dict, output_dict, exec_properties, seed)
+
+    def _train(
+        self,
+        input_dict: dict[str, list[Artifact]],
+        output_dict: dict[str, list[Artifact]],
+        exec_properties: dict[str, Any],
+        seed: int,
+    ) -> None:
+        """See `Do`; in the scope of the strategy."""
         transform = tft.TFTransformOutput(
             str(local_path(artifact_utils.get_single_uri(input_dict[spec.TRANSFORM_GRAPH_KEY])))
         )
@@ -103,12 +119,14 @@ class Executor(base_executor.BaseExecutor):
             report.weights = cascade.weights(data, objectives)
 
         artifact = artifact_utils.get_single_instance(output_dict[spec.STAGE_KEY])
-        directory = local_path(artifact.uri)
-        cascade.save(directory)
-        (directory / spec.REPORT_FILE).write_text(
-            json.dumps(dataclasses.asdict(report), indent=2), encoding="utf-8"
-        )
+        if replicas.is_chief():  # the other workers have the same towers, to the bit
+            directory = local_path(artifact.uri)
+            cascade.save(directory)
+            (directory / spec.REPORT_FILE).write_text(
+                json.dumps(dataclasses.asdict(report), indent=2), encoding="utf-8"
+            )
         _describe(artifact, report)
+        replicas.chiefs(np.zeros(1))  # nobody leaves before the stage is written
 
 
 def _describe(artifact: Artifact, report: StageReport) -> None:

@@ -18,6 +18,7 @@ MODEL_KEY = "model"  # JSON of models.settings.ModelSettings
 FEATURES_KEY = "features"  # JSON of models.features.FeatureKinds
 ORDERED_KEY = "ordered"  # int, 0 = the log has no times
 SEED_KEY = "seed"  # int
+DISTRIBUTION_KEY = "distribution"  # see models.settings.TrainerSettings
 
 # --- files inside the output -----------------------------------------------------------------
 REPORT_FILE = "stage.json"

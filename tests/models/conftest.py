@@ -317,6 +317,7 @@ class Shop:
     profiles: Any
     towers: TwoTower
     transformed_catalogue: list[bytes]
+    transformed_timelines: list[bytes]
 
     def row_of(self, item: bytes) -> int:
         """Row of the item in the vocabulary, -1 if it is unknown."""
@@ -443,6 +444,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
         build_profiles([train], SHOP_USERS),
         towers,
         items,
+        users,
     )
 
 

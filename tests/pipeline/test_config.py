@@ -31,7 +31,7 @@ FULL: dict[str, Any] = {
             "user_id_dropout": 0.2,
             "tau": 0.4,
             "prune": "fixed",
-            "importance": "gradient",
+            "importance": "activation",
             "recovery_share": 0.2,
             "recovery_rounds": 1,
             "gamma": 0.3,
@@ -107,6 +107,7 @@ FULL: dict[str, Any] = {
         "negatives": {"kind": "sampled", "exact_limit": 10, "random": 5},
         "validation": {"share": 0.2, "max_queries": 9, "round_steps": 4, "patience": 2},
     },
+    "trainer": {"distribution": "mirrored"},
     "index": {"top_k": 150, "kind": "tree", "leaves_to_search_share": 0.5, "reorder": 99},
     "evaluation": {
         "weights": {"click": [0.0, 1.0]},
@@ -357,7 +358,8 @@ def _another(place: Place, value: Any) -> Any:
         "kind": {"tree": "hashed", "sampled": "exact"}.get(value),
         "head": "standalone",
         "prune": "global",
-        "importance": "activation",
+        "importance": "l1",
+        "distribution": "multi_worker",
         "margin": "negated",
         "timestamp_unit": "us",
         "encoding": "utf-8",
@@ -484,3 +486,13 @@ def test_a_log_without_times_needs_hidden_history() -> None:
     raw = changed(("data", "split"), {"kind": "leave_out", "eval_share": 0.2})
     raw["objectives"][1]["history_dropout"] = 0.0
     assert "objectives.click.history_dropout is 0" in refusal(raw)
+
+
+def test_importance_by_gradients_is_measured_on_one_device() -> None:
+    raw = copy.deepcopy(FULL)
+    raw["objectives"][1]["importance"] = "gradient"
+    told = refusal(raw)
+    assert "objectives.click.importance is gradient" in told
+    assert "trainer.distribution is mirrored: use none" in told
+    raw["trainer"]["distribution"] = "none"
+    PipelineConfig.parse(raw)

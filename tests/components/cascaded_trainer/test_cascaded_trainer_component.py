@@ -90,6 +90,7 @@ def test_executor_reads_back_the_settings_that_were_given() -> None:
         {"features": FeatureKinds()},
         {"ordered": False},
         {"seed": 8},
+        {"distribution": "mirrored"},
         {"stage_index": 1},
         {"objectives": ["exposure", "click"]},
     ],
@@ -109,6 +110,7 @@ def test_a_later_stage_does_not_enter_the_cache_key_of_an_earlier_one() -> None:
         spec.FEATURES_KEY,
         spec.ORDERED_KEY,
         spec.SEED_KEY,
+        spec.DISTRIBUTION_KEY,
     }
     settings = json.loads(make_node().exec_properties[spec.SETTINGS_KEY])
     assert settings["name"] == "exposure"
