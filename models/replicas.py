@@ -13,7 +13,9 @@ chief's word all the same, since other processors may round otherwise.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,12 @@ def strategy_of(distribution: Distribution) -> tf.distribute.Strategy:
             [device.name for device in tf.config.list_logical_devices("CPU")],
             tf.distribute.ReductionToOneDevice(),
         )
+    return _of_cluster()
+
+
+@functools.cache
+def _of_cluster() -> tf.distribute.Strategy:
+    """One for a process: a second one would lose the workers that the first has found."""
     try:
         cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
     except json.JSONDecodeError as error:
@@ -119,14 +127,16 @@ def chiefs(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     strategy = tf.distribute.get_strategy()
     if strategy.num_replicas_in_sync == 1:
         return value
+    return _of_first_replica(strategy)(value.ravel()).numpy().reshape(value.shape)
 
-    @tf.function
-    def first() -> tf.Tensor:
-        def of_replica() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            is_first = tf.equal(context.replica_id_in_sync_group, 0)
-            return total(tf.where(is_first, tf.constant(value, tf.float64), 0.0))
 
-        return strategy.experimental_local_results(strategy.run(of_replica))[0]
+@functools.cache
+def _of_first_replica(strategy: tf.distribute.Strategy) -> Callable[[Any], tf.Tensor]:
+    def of_replica(value: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return total(tf.where(tf.equal(context.replica_id_in_sync_group, 0), value, 0.0))
 
-    return first().numpy()
+    def of_first(value: tf.Tensor) -> tf.Tensor:
+        return strategy.experimental_local_results(strategy.run(of_replica, (value,)))[0]
+
+    return tf.function(of_first, input_signature=[tf.TensorSpec([None], tf.float64)])

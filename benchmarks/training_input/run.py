@@ -129,6 +129,7 @@ def figures(measured: dict[str, Any]) -> dict[str, float]:
         "node_rows_per_second": steady_rows / steady_seconds,
         "node_positives_per_second": steady_rows / steady_seconds * positives / rows,
         "input_times_step": seconds("step") / seconds("input"),
+        "input_times_step_cpu": seconds("step", "cpu_seconds") / seconds("input", "cpu_seconds"),
         "node_of_bare": steady_rows / steady_seconds / bare,
         "node_of_bare_with_tracing": all_rows / all_seconds / bare,
         "node_of_bare_with_validation": all_rows / rounds_seconds / bare,
@@ -187,6 +188,7 @@ def targets(content: dict[str, Any], title: str) -> Table:
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for label, name, least in (
         ("input alone: times as fast as the step", "input_times_step", LEAST_INPUT_SPEED),
+        (".. in CPU time, which other work changes less", "input_times_step_cpu", None),
         ("node, rounds from the second on: of the bare loop's rows/s", "node_of_bare",
          LEAST_NODE_SPEED),
         (".. with the first round, which traces", "node_of_bare_with_tracing", None),
