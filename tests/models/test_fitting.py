@@ -144,12 +144,15 @@ def test_the_seconds_of_every_round_count_from_the_start_of_the_fit(
     rounds = [(100.5, 101.25, 101.5), (101.5, 104.0, 104.25), (104.25, 109.12349, 110.12349)]
     clock = iter([100.0, *itertools.chain(*rounds), 111.0])
     # Of this module only: other threads look at the time, too.
-    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    processor = iter([7.0, 12.5])
+    own = SimpleNamespace(monotonic=lambda: next(clock), process_time=lambda: next(processor))
+    monkeypatch.setattr(fitting, "time", own)
     fitted = _fit(_Pull(), 3)
     assert fitted.round_seconds == [1.5, 4.25, 10.123]
     assert fitted.step_seconds == [0.75, 2.5, 4.873]
     assert fitted.round_rows == [N, N, N]
     assert fitted.seconds == 11.0
+    assert fitted.cpu_seconds == 5.5
 
 
 def test_a_line_of_progress_tells_the_validation() -> None:
