@@ -272,7 +272,7 @@ def ingestion(
     type=click.IntRange(min=2),
     default=4,
     show_default=True,
-    help="Most rounds of training, and of recovery.",
+    help="Most rounds of training, of recovery, and of the refit.",
 )
 @click.option("--batches", type=click.IntRange(min=4), default=64, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)

@@ -44,12 +44,13 @@ def measure(
     Args:
       config: of the run.
       workdir: see `split.prepare`.
-      rounds: most rounds of training, and of recovery, of a node.
+      rounds: most rounds of training, of recovery, and of the refit, of a node.
       batches: of one measurement of the input and of the step.
     """
     # As the executor does.
     tf.keras.utils.set_random_seed(config.seed)
     tf.config.experimental.enable_op_determinism()
+    config = _shortened(config, rounds)
     split = load(config, workdir)
     place = workdir / "stages"
     towers = TwoTower(split.spec, config.seed)
@@ -90,6 +91,13 @@ def measure(
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return measured
+
+
+def _shortened(config: PipelineConfig, rounds: int) -> PipelineConfig:
+    model = config.model
+    refit_rounds = min(rounds, model.validation.refit_rounds)
+    validation = model.validation.model_copy(update={"refit_rounds": refit_rounds})
+    return config.model_copy(update={"model": model.model_copy(update={"validation": validation})})
 
 
 def _alone(maker: BatchMaker, task: StageTask, n: int) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def run(
       synthetic: its log was drawn.
       workdir: where the data nodes run.
       json_path: gets the figures.
-      rounds: most rounds of training, and of recovery, of a node.
+      rounds: most rounds of training, of recovery, and of the refit, of a node.
       batches: of one measurement of the input and of the step alone.
       repeats: each in a process of its own.
     """
@@ -103,11 +103,11 @@ def figures(measured: dict[str, Any]) -> dict[str, float]:
         return sum(part[what][key] for part in alone)
 
     def node(first: bool) -> tuple[int, float]:
-        """(rows, seconds) of the node's steps, with its very first round or without."""
-        skipped = [0 if first else 1, *([0] * len(phases))]
+        """(rows, seconds) of the node's steps, with the rounds in which a step is traced or not."""
+        skipped = [0 if first or phase["name"] == "recover" else 1 for phase in phases]
         return (
-            sum(sum(p["round_rows"][n:]) for p, n in zip(phases, skipped, strict=False)),
-            sum(sum(p["step_seconds"][n:]) for p, n in zip(phases, skipped, strict=False)),
+            sum(sum(p["round_rows"][n:]) for p, n in zip(phases, skipped, strict=True)),
+            sum(sum(p["step_seconds"][n:]) for p, n in zip(phases, skipped, strict=True)),
         )
 
     steady_rows, steady_seconds = node(first=False)
@@ -179,8 +179,9 @@ def speeds(content: dict[str, Any], title: str) -> Table:
 def targets(content: dict[str, Any], title: str) -> Table:
     """What was asked for, of every stage, and whether it was reached.
 
-    The node's rounds count, but for the first one, in which the step is traced and optimised; the
-    lines below show what tracing, validation, and reading and saving beside them take away.
+    The node's rounds count, but for the first one and the refit's first one, in which the step is
+    traced and optimised; the lines below show what tracing, validation, and reading and saving
+    beside them take away.
     """
     summary = content["summary"]
     table = Table(title=title)
@@ -189,9 +190,9 @@ def targets(content: dict[str, Any], title: str) -> Table:
     for label, name, least in (
         ("input alone: times as fast as the step", "input_times_step", LEAST_INPUT_SPEED),
         (".. in CPU time, which other work changes less", "input_times_step_cpu", None),
-        ("node, rounds from the second on: of the bare loop's rows/s", "node_of_bare",
+        ("node, rounds without tracing: of the bare loop's rows/s", "node_of_bare",
          LEAST_NODE_SPEED),
-        (".. with the first round, which traces", "node_of_bare_with_tracing", None),
+        (".. with the rounds that trace", "node_of_bare_with_tracing", None),
         (".. and with validation", "node_of_bare_with_validation", None),
         (".. and with reading, choosing weights, saving", "node_of_bare_in_all", None),
     ):  # fmt: skip

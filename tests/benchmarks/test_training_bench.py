@@ -36,6 +36,7 @@ def _measured() -> dict[str, Any]:
         "phases": [
             {"name": "train"} | phase,
             {"name": "recover", "step_seconds": [2.0], "round_rows": [40], "seconds": 4.0},
+            {"name": "refit", "step_seconds": [5.0, 1.0], "round_rows": [40, 30], "seconds": 8.0},
         ],
     }
 
@@ -49,13 +50,13 @@ def test_rates_and_ratios_by_hand() -> None:
     assert found["step_ms"] == 250  # 20 steps in 5 seconds
     assert found["bare_rows_per_second"] == 40
     assert found["input_times_step"] == found["input_times_step_cpu"] == 5
-    # The very first round is left out: 120 rows in 4 seconds.
+    # Rounds that trace are left out: 150 rows in 5 seconds.
     assert found["node_rows_per_second"] == 30
     assert found["node_positives_per_second"] == 45
     assert found["node_of_bare"] == 0.75
-    assert found["node_of_bare_with_tracing"] == 160 / 13 / 40
-    assert found["node_of_bare_with_validation"] == 160 / 24 / 40
-    assert found["node_of_bare_in_all"] == 160 / 50 / 40
+    assert found["node_of_bare_with_tracing"] == 230 / 19 / 40
+    assert found["node_of_bare_with_validation"] == 230 / 32 / 40
+    assert found["node_of_bare_in_all"] == 230 / 50 / 40
 
 
 @pytest.mark.parametrize(("faster", "met"), [(1, "NO"), (2, "yes")])
@@ -106,6 +107,6 @@ def test_the_training_command_measures_prints_and_saves(tmp_path: Path) -> None:
         assert [part["batches"] for part in measured["alone"]] == [8, 8]
         assert measured["node_seconds"] > sum(phase["seconds"] for phase in measured["phases"])
         assert all(len(phase["round_rows"]) <= 2 for phase in measured["phases"])
-    assert [len(measured["phases"]) for measured in (exposure, click, conversion)] == [2, 2, 1]
+    assert [len(measured["phases"]) for measured in (exposure, click, conversion)] == [3, 3, 2]
     assert list(content["summary"]) == ["exposure", "click", "conversion"]
     assert not (tmp_path / "work" / "stages").exists()
