@@ -475,7 +475,7 @@ def test_stages_say_what_they_trained_and_own(first: Step, workdir: Path) -> Non
         assert (report["stage"], report["objective"]) == (index, objective)
         assert report["settings"]["learning_rate"] == 0.01
         assert [phase["name"] for phase in report["phases"]] == (
-            ["train", "recover"] if index < 2 else ["train"]
+            ["train", "recover", "refit"] if index < 2 else ["train", "refit"]
         )
         fitted = report["phases"][0]["fitted"]
         assert len(fitted["losses"]) == len(fitted["recalls"]) == 3
