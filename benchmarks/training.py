@@ -147,8 +147,6 @@ def train_jointly(
 
 def refit(task: JointTask, makers: Sequence[BatchMaker], settings: ValidationSettings) -> float:
     """Trains a few gentle rounds without validation; the processor's seconds."""
-    if settings.refit_rounds == 0:
-        return 0.0
     return fit(
         task, makers, settings.refit_rounds, settings, None, quiet, settings.refit_rate
     ).cpu_seconds

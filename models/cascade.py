@@ -63,7 +63,7 @@ class Cascade:
         progress: Progress,
     ) -> StageReport:
         """Trains a stage of both networks; see `train_stage`, which says what is raised, too."""
-        everything = data.refit() if model.validation.refit_rounds else None
+        everything = data.refit()
         if everything and self.served is self.chosen:
             self.served = TwoTower(self.chosen.spec, seed)
             self.served.adopt(self.chosen, 0)

@@ -33,7 +33,7 @@ class TrainingData:
     ordered: bool  # False: the log has no times
     item_features: dict[str, npt.NDArray[np.int32]]  # name -> [n_items, F], -1 is padding
     held_out: HeldOut | None = None  # None: nothing is validated
-    everything: Timelines | None = None  # the validation events, too; None: none were set aside
+    everything: Timelines | None = None  # the validation events, too; None: nothing is refitted
 
     @classmethod
     def split(
@@ -50,10 +50,11 @@ class TrainingData:
             return cls(timelines, ordered, item_features)
         training, validation = cut(timelines, ordered, settings.share, seed)
         held_out = HeldOut.of(validation, settings.max_queries, seed)
-        return cls(training, ordered, item_features, held_out, timelines)
+        everything = timelines if settings.refit_rounds else None
+        return cls(training, ordered, item_features, held_out, everything)
 
     def refit(self) -> TrainingData | None:
-        """All training events and nothing held out; None where none were set aside."""
+        """All training events and nothing held out; None where no stage is refitted."""
         if self.everything is None:
             return None
         return TrainingData(self.everything, self.ordered, self.item_features)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.processes import answer
+
 # TFX asks for nothing of this; it keeps the libraries' notices out of the answer.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -22,7 +24,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 FIRST_NODE = "InteractionGen"
 CONFIG_FILE = "config.json"  # in the working directory
-ANSWER = "measured: "  # before the JSON; libraries may print other lines
+MODULE = "benchmarks.data_nodes.measure"  # runs by this name
 
 
 class _Meter:
@@ -68,7 +70,7 @@ def main(node: str, workdir: Path) -> None:
         if path.is_file()
     )
     measured = meter.found | {"peak_bytes": done.peak_bytes, "bytes_written": written}
-    print(ANSWER + json.dumps(measured))
+    answer(measured)
 
 
 def _cpu_seconds() -> float:

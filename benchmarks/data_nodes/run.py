@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -17,8 +13,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.data_nodes.measure import ANSWER, CONFIG_FILE, FIRST_NODE
-from benchmarks.ingestion.log import OBJECTIVES, SyntheticLog, data_section
+from benchmarks.data_nodes.measure import CONFIG_FILE, FIRST_NODE, MODULE
+from benchmarks.ingestion.log import LABEL, OBJECTIVES, SyntheticLog, data_section
+from benchmarks.processes import machine, measured_by
 from pipeline import console
 
 NODES = (
@@ -32,7 +29,6 @@ NODES = (
 )
 CURVE_ROWS = (500_000, 2_000_000, 10_000_000)
 
-_DATA = "synthetic: drawn from a seed, nobody's behaviour"
 _MIB = 1 << 20
 
 
@@ -55,14 +51,10 @@ def run(
       curve: measure from 0.5 to 10 million rows, once each, too.
     """
     content: dict[str, Any] = {
-        "data": _DATA,
+        "data": LABEL,
         "log": dataclasses.asdict(log),
         "beam_options": list(beam_options),
-        "machine": {
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "measurements": [],
     }
     sizes = [log.rows] * repeats
@@ -98,27 +90,13 @@ def _measure_nodes(
     (place / CONFIG_FILE).write_text(json.dumps(config))
     found = []
     for node in NODES:
-        measured = {"rows": log.rows, "node": node} | _measure(node, place)
+        measured = {"rows": log.rows, "node": node} | measured_by(MODULE, node, str(place))
         console.say(
             f"{node}: {log.rows:,} rows, {measured['seconds']:.1f} s,"
             f" {measured['cpu_seconds']:.1f} CPU s, load before {measured['load_before']:.1f}"
         )
         found.append(measured)
     return found
-
-
-def _measure(node: str, place: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.data_nodes.measure", node, str(place)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
-    answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
-    if done.returncode or not answers:
-        raise RuntimeError(f"{node} failed:\n{done.stderr[-4000:]}")
-    measured: dict[str, Any] = json.loads(answers[-1].removeprefix(ANSWER))
-    return measured
 
 
 def summarise(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:

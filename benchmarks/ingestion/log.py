@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+LABEL = "synthetic: drawn from a seed, nobody's behaviour"
 OBJECTIVES = ("exposure", "click", "conversion")
 EVENTS = {"view": "exposure", "cart": "click", "purchase": "conversion"}
 COLUMNS = ("user", "item", "time", "event")

@@ -20,9 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 from benchmarks.ingestion.log import COLUMNS, OBJECTIVES, data_section
+from benchmarks.processes import answer
 
 BEAM_ARGUMENTS = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
-ANSWER = "measured: "  # before the JSON; libraries may print other lines
+MODULE = "benchmarks.ingestion.measure"  # runs by this name
 
 Run = Callable[[], dict[str, Any]]
 
@@ -138,7 +139,7 @@ def main(reader: str, file: Path, output: Path) -> None:
         "bytes_written": written,
         "load_before": load,
     }
-    print(ANSWER + json.dumps(measured))
+    answer(measured)
 
 
 if __name__ == "__main__":

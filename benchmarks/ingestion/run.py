@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -17,8 +13,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.ingestion.log import SyntheticLog
-from benchmarks.ingestion.measure import ANSWER
+from benchmarks.ingestion.log import LABEL, SyntheticLog
+from benchmarks.ingestion.measure import MODULE
+from benchmarks.processes import machine, measured_by
 from pipeline import console
 
 CURVE_ROWS = (500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
@@ -35,7 +32,6 @@ _READERS = (
     ("pyarrow", "log.parquet"),
     ("pyarrow", "log.csv"),
 )
-_DATA = "synthetic: drawn from a seed, nobody's behaviour"
 
 
 def run(
@@ -58,15 +54,11 @@ def run(
     """
     head = min(example_gen_rows, log.rows)
     content: dict[str, Any] = {
-        "data": _DATA,
+        "data": LABEL,
         "log": dataclasses.asdict(log),
         "example_gen_rows": head,
         "beam": "DirectRunner, in_memory",
-        "machine": {
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "measurements": [],
         "curve": [],
     }
@@ -114,19 +106,7 @@ def _report(reader: str, file: str, measured: dict[str, Any], which: str) -> Non
 
 def _measure(reader: str, file: Path, output: Path) -> dict[str, Any]:
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-m", "benchmarks.ingestion.measure", reader]
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [*command, str(file), str(output)],
-        env=os.environ | {"PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-    )
-    answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
-    if done.returncode or not answers:
-        raise RuntimeError(f"{reader} on {file} failed:\n{done.stderr[-4000:]}")
-    measured: dict[str, Any] = json.loads(answers[-1].removeprefix(ANSWER))
-    return measured
+    return measured_by(MODULE, reader, str(file), str(output))
 
 
 def summarise(content: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.processes import machine
 from benchmarks.serving import targets
 from benchmarks.serving.calls import latency, throughput
 from benchmarks.serving.comparison import peers
@@ -100,8 +100,6 @@ def _machine() -> dict[str, Any]:
                 break
     return {
         "processor": model,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
+        **machine(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }

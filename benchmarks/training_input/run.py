@@ -6,7 +6,6 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -14,7 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.ingestion.log import OBJECTIVES, SyntheticLog, data_section
+from benchmarks.ingestion.log import LABEL, OBJECTIVES, SyntheticLog, data_section
+from benchmarks.processes import machine
 from benchmarks.split import prepare
 from pipeline import console
 from pipeline.config import PipelineConfig
@@ -22,8 +22,6 @@ from schemas.files import write_atomically
 
 LEAST_INPUT_SPEED = 3.0  # times the step's
 LEAST_NODE_SPEED = 0.85  # of the bare loop's
-
-_SYNTHETIC = "synthetic: drawn from a seed, nobody's behaviour"
 
 
 def synthetic_config(rows: int, seed: int, workdir: Path) -> PipelineConfig:
@@ -66,14 +64,10 @@ def run(
     console.say(f"{config.name}: preparing the data (about half a minute unless it is cached)")
     prepare(config, workdir, console.say)
     content: dict[str, Any] = {
-        "data": _SYNTHETIC if synthetic else config.name,
+        "data": LABEL if synthetic else config.name,
         "config_sha256": config.sha256(),
         "rounds": rounds,
-        "machine": {
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "repeats": [],
     }
     # Spawned, because TensorFlow does not survive a fork; one task each, so that memory is freed.
