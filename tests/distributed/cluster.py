@@ -106,7 +106,7 @@ class Flink:
     """A running cluster."""
 
     def __init__(self, server: JobServer, directory: Path, stack: ExitStack) -> None:
-        self.task_managers: list[psutil.Process] = []
+        self.task_managers: dict[str, psutil.Process] = {}
         self._java = ["java", *_JAVA_OPTIONS, "-cp", server.classpath]
         self._directory = directory
         self._stack = stack
@@ -136,17 +136,17 @@ class Flink:
 
     def add_task_manager(self) -> None:
         """Starts one more and waits until the JobManager knows it."""
-        number = len(self.task_managers)
-        log = self._directory / f"taskmanager-{number}.log"
+        name = f"tm-{len(self.task_managers)}"
+        log = self._directory / f"{name}.log"
         command = [*self._java, _TASK_MANAGER, f"--configDir={self._directory}"]
         process = self._stack.enter_context(
-            running([*command, f"-Dtaskmanager.resource-id=tm-{number}"], log)
+            running([*command, f"-Dtaskmanager.resource-id={name}"], log)
         )
-        self.task_managers.append(psutil.Process(process.pid))
+        self.task_managers[name] = psutil.Process(process.pid)
         deadline = time.monotonic() + REGISTER_SECONDS
-        while f"tm-{number}" not in self.registered():
+        while name not in self.registered():
             if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"no tm-{number}:\n" + log.read_text(errors="replace")[-4000:])
+                pytest.fail(f"no {name}:\n" + log.read_text(errors="replace")[-4000:])
             time.sleep(0.1)
 
     def registered(self) -> set[str]:
@@ -171,13 +171,18 @@ class Flink:
 
     def took_part(self, job: Job) -> set[str]:
         """Ids of the TaskManagers that ran a task of it."""
-        return {
-            found["taskmanager-id"]
-            for vertex in self._get(f"jobs/{job.number}")["vertices"]
-            for found in self._get(f"jobs/{job.number}/vertices/{vertex['id']}/taskmanagers")[
-                "taskmanagers"
-            ]
-        }
+        return {identity for identity, _ in self._tasks(job)}
+
+    def at_work(self, job: Job) -> set[str]:
+        """Ids of the TaskManagers that run a task of it now."""
+        return {identity for identity, running in self._tasks(job) if running}
+
+    def _tasks(self, job: Job) -> Iterator[tuple[str, int]]:
+        """By step and TaskManager, the id of the latter and how many tasks it runs."""
+        for vertex in self._get(f"jobs/{job.number}")["vertices"]:
+            path = f"jobs/{job.number}/vertices/{vertex['id']}/taskmanagers"
+            for found in self._get(path)["taskmanagers"]:
+                yield found["taskmanager-id"], found["status-counts"]["RUNNING"]
 
     def _get(self, path: str) -> Any:
         url = f"http://localhost:{self._rest}/{path}"

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class Cluster:
     """
 
     options: tuple[str, ...]
-    parents: list[psutil.Process]
+    parents: Collection[psutil.Process]
     channels: int
 
     def workers(self) -> list[psutil.Process]:
@@ -111,7 +111,8 @@ def flink(
             "--environment_cache_millis=5000",  # below the delay of a restart
             *JOB_OPTIONS,
         )
-        yield FlinkCluster(options, cluster.task_managers, 1 + CHANNELS, cluster)  # a log, too
+        channels = 1 + CHANNELS  # a log, too
+        yield FlinkCluster(options, cluster.task_managers.values(), channels, cluster)
 
 
 @pytest.fixture(scope="session")
