@@ -221,7 +221,7 @@ class Recommender(tf.Module):
         """
         user, _ = self._user(request)
         blocks = self._user_blocks(user)
-        rows, _ = self._lookup_items(_broadcast(request[names.ITEM_IDS], blocks))
+        rows = self._lookup_items(_broadcast(request[names.ITEM_IDS], blocks))
         unknown = self._towers.blocks(self._towers.items(tf.constant([-1]), self._unknown_features))
         vectors = tf.gather(
             tf.concat([self._item_vectors, unknown], axis=0), _last(rows, self._n_items)
@@ -242,7 +242,7 @@ class Recommender(tf.Module):
 
     def item_titles(self, request: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Titles string [B, M] of the items [B, M]; "" for an unknown item."""
-        rows, _ = self._lookup_items(request[names.ITEM_IDS])
+        rows = self._lookup_items(request[names.ITEM_IDS])
         return {names.TITLES: tf.gather(self._titles, _last(rows, self._n_items))}
 
     def user_history(self, request: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -272,11 +272,17 @@ class Recommender(tf.Module):
             names.user_feature(name): _broadcast(request[names.user_feature(name)], ids)
             for name in self._feature_kinds
         }
+        lists = [_broadcast(request[names.HISTORY_ITEM_IDS], ids)]
+        if excluded is not None:
+            lists.append(_broadcast(excluded, ids))
+        # All in one call: a call of the layer costs as much as searching the index does.
         looked_up = self._transform_layer(
-            {names.USER_ID: _column(ids)} | {key: _sparse(value) for key, value in raw.items()}
+            {names.USER_ID: _column(ids), names.ITEM_ID: _one_a_row(*lists)}
+            | {key: _sparse(value) for key, value in raw.items()}
         )
         user = self._user_rows(looked_up)
-        sent, sent_valid = self._lookup_items(_broadcast(request[names.HISTORY_ITEM_IDS], ids))
+        sent, *also = self._item_rows(looked_up, *lists)
+        sent_valid = lists[0] != ""
         sent_levels = _as_wide(_broadcast(request[names.HISTORY_LEVELS], ids), sent)
         use_stored = ~tf.reduce_any(sent_valid, axis=1)
         stored, stored_levels, stored_valid = self._stored(user, use_stored)
@@ -293,13 +299,9 @@ class Recommender(tf.Module):
             missing = tf.reduce_all(given < 0, axis=1, keepdims=True)
             known = tf.gather(self._profile_features[name], user)
             features[name] = tf.concat([given, tf.where(missing, known, -1)], axis=1)
-        seen = tf.where(valid, items, -1)
-        if excluded is not None:
-            also, _ = self._lookup_items(_broadcast(excluded, ids))
-            seen = tf.concat([seen, also], axis=1)
         return (
             UserInputs(tf.where(recent, items, -1), levels, rank - 1, user, features),
-            seen,
+            tf.concat([tf.where(valid, items, -1), *also], axis=1),
         )
 
     def _user_rows(self, looked_up: dict[str, tf.SparseTensor]) -> tf.Tensor:
@@ -309,16 +311,22 @@ class Recommender(tf.Module):
         )
         return tf.cast(rows[:, 0], tf.int32)
 
-    def _lookup_items(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """int32 rows of the item ids [B, X], -1 if unknown; and whether the id is not ""."""
-        flat = tf.reshape(ids, [-1])
-        count = tf.size(flat, tf.int64)
-        column = tf.stack([tf.range(count), tf.zeros([count], tf.int64)], axis=1)
-        sparse = tf.SparseTensor(column, flat, tf.stack([count, tf.constant(1, tf.int64)]))
-        rows = self._transform_layer({names.ITEM_ID: sparse})[names.ITEM_ID].values
-        rows = tf.reshape(tf.cast(rows, tf.int32), tf.shape(ids))
-        valid = ids != ""
-        return tf.where(valid & (rows < self._n_items), rows, -1), valid
+    def _lookup_items(self, ids: tf.Tensor) -> tf.Tensor:
+        """int32 rows of the item ids [B, X], -1 if unknown."""
+        (rows,) = self._item_rows(self._transform_layer({names.ITEM_ID: _one_a_row(ids)}), ids)
+        return rows
+
+    def _item_rows(
+        self, looked_up: dict[str, tf.SparseTensor], *lists: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """int32 rows [B, X] of each of the lists of item ids that were looked up together."""
+        rows = tf.cast(looked_up[names.ITEM_ID].values, tf.int32)
+        parts = tf.split(rows, [tf.size(ids) for ids in lists])
+        return [
+            tf.where((ids != "") & (part < self._n_items), part, -1)
+            for ids, flat in zip(lists, parts, strict=True)
+            for part in [tf.reshape(flat, tf.shape(ids))]
+        ]
 
     def _stored(self, user: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Items, levels and validity [B, M] of the stored histories of the rows that want one."""
@@ -338,9 +346,8 @@ class Recommender(tf.Module):
 
     def _fuse(self, blocks: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """[B, D] query: each objective's block times its weight (METHOD 1.4)."""
-        return blocks * tf.repeat(
-            self._weights(weights, blocks), self._towers.block_sizes(), axis=1
-        )
+        block_of_column = np.repeat(np.arange(len(self._objectives)), self._towers.block_sizes())
+        return blocks * tf.gather(self._weights(weights, blocks), block_of_column, axis=1)
 
     def _weights(self, weights: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         expected = f"objective_weights must hold a weight for each of: {self._objectives}"
@@ -391,6 +398,14 @@ def _as_wide(levels: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
 def _column(ids: tf.Tensor) -> tf.SparseTensor:
     """[B, 1] of the ids [B]; an empty one is no entry."""
     return tf.sparse.from_dense(ids[:, None])
+
+
+def _one_a_row(*lists: tf.Tensor) -> tf.SparseTensor:
+    """[N, 1] of all ids of the lists, one list after the other, "" included."""
+    flat = tf.concat([tf.reshape(ids, [-1]) for ids in lists], axis=0)
+    count = tf.size(flat, tf.int64)
+    column = tf.stack([tf.range(count), tf.zeros([count], tf.int64)], axis=1)
+    return tf.SparseTensor(column, flat, tf.stack([count, tf.constant(1, tf.int64)]))
 
 
 def _sparse(values: tf.Tensor) -> tf.SparseTensor:

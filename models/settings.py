@@ -163,9 +163,9 @@ class IndexSettings(Settings):
     kind: Literal["auto", "brute_force", "hashed", "tree"] = "auto"
     """auto = brute force below 20,000 items, hashed below 100,000, a tree from there on."""
 
-    leaves_to_search_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    leaves_to_search_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the tree's sqrt(n) leaves that a query looks into. The report of a run shows what
     that finds, and what more or less of it would."""
 
-    reorder: Positive = 800
+    reorder: Positive = 250
     """Candidates whose scores are recomputed exactly, at least."""
