@@ -1,14 +1,16 @@
 """Dynamic batching: concurrent calls of one signature share a run of the graph.
 
-A batch starts as soon as a thread is free and takes what waits by then, so a lone call waits for
-nobody and batches grow with the load. Written for one event loop; only `run_together` leaves it.
+Who was answered together tends to come back together. So a batch waits, once a thread is free, for
+as many rows as the last one had, but no longer than a run takes: a lone call waits for nobody, and
+batches grow with the load. Written for one event loop; only `run_together` leaves it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from serving.servable import Servable, Signature
 from serving.tensors import Array
 
 _Key = tuple[object, ...]
+
+_MAX_WAIT_SECONDS = 0.002  # for calls that may not come; a slow run would make it noticeable
 
 
 @dataclass(eq=False, slots=True)
@@ -110,8 +114,8 @@ class Batcher:
         self._options = options
         self._threads = threads
         self._metrics = metrics
-        # The queue whose head has waited longest comes first.
-        self._queues: OrderedDict[_Key, _Queue] = OrderedDict()
+        self._queues: dict[_Key, _Queue] = {}
+        self._last_rows: weakref.WeakKeyDictionary[Signature, int] = weakref.WeakKeyDictionary()
         self._free_threads = options.num_batch_threads
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -149,24 +153,29 @@ class Batcher:
 
     def _start_batches(self) -> None:
         while self._free_threads and self._queues:
-            key, queue = next(iter(self._queues.items()))
-            wait = self._time_to_wait(queue)
+            wait, key = min(
+                ((self._time_to_wait(queue), key) for key, queue in self._queues.items()),
+                key=lambda found: found[0],
+            )
             if wait > 0:
                 self._start_later(wait)
                 return
+            queue = self._queues[key]
             batch = self._take(queue)
-            if queue.calls:
-                self._queues.move_to_end(key)
-            else:
+            if not queue.calls:
                 del self._queues[key]
             if batch:
                 self._start(batch)
 
     def _time_to_wait(self, queue: _Queue) -> float:
-        timeout = self._options.batch_timeout_micros / 1e6
-        if not timeout or queue.rows >= self._options.max_batch_size:
-            return 0.0
-        return queue.calls[0].queued_at + timeout - time.monotonic()
+        """Seconds until a queue may start; negative if it has waited longer than it had to."""
+        options, signature = self._options, queue.calls[0].signature
+        wanted, seconds = options.max_batch_size, options.batch_timeout_micros / 1e6
+        if not options.batch_timeout_micros:
+            wanted = min(self._last_rows.get(signature, 1), wanted)
+            seconds = min(signature.last_seconds, _MAX_WAIT_SECONDS)
+        wait = queue.calls[0].queued_at + seconds - time.monotonic()
+        return wait if queue.rows < wanted else min(wait, 0.0)
 
     def _start_later(self, seconds: float) -> None:
         if self._timer is None:
@@ -199,7 +208,9 @@ class Batcher:
         now = time.monotonic()
         for work in batch:
             self._metrics.queued(servable.name, now - work.queued_at)
-        self._metrics.batch(servable.name, sum(work.rows for work in batch))
+        rows = sum(work.rows for work in batch)
+        self._last_rows[batch[0].signature] = rows
+        self._metrics.batch(servable.name, rows)
         # The callers may leave before the run ends.
         servable.acquire()
         try:

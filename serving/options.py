@@ -21,7 +21,8 @@ class BatchingOptions:
 
     Attributes:
       max_batch_size: rows run together at most.
-      batch_timeout_micros: how long a batch that is not full waits for more; 0 takes what is there.
+      batch_timeout_micros: how long a batch that is not full waits for more; 0 = until it has as
+        many rows as the last one, no longer than that ran, and at most 2 ms.
       max_enqueued_batches: further full batches that may wait; a call beyond is refused.
       num_batch_threads: batches run at the same time.
     """
@@ -78,7 +79,7 @@ class ServerOptions:
       max_concurrent_calls: calls running or waiting; further ones get RESOURCE_EXHAUSTED.
       check_method_names: refuse Predict on signatures of another method.
       tags: of the meta graph to load.
-      intra_op_threads, inter_op_threads: of TensorFlow; 0 = its own choice.
+      intra_op_threads, inter_op_threads: of TensorFlow, see `servable.Threads`.
       stop_grace_seconds: time that running calls get to finish when the server stops.
     """
 

@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -31,6 +31,7 @@ from serving.manifest import verify_manifest
 _LOG = logging.getLogger(__name__)
 
 _SCANN_OP_PREFIX = "Scann>"
+_SHORT_SECONDS = 0.01
 # glibc keeps what was freed for itself, in one arena for each thread, and every version is loaded
 # and unloaded by other threads. OpenVINO Model Server does the same when it unloads a model:
 # https://github.com/openvinotoolkit/model_server/pull/1808. None with another C library.
@@ -49,14 +50,17 @@ class Signature:
         first dimension of any size.
       padding: input alias -> element that fills up short lists, for the inputs whose lists may
         differ in length between requests. Such an input is [?, ?] and defaults to an empty list.
+      last_seconds: what the last run took; infinite before the first.
     """
 
     __slots__ = (
+        "__weakref__",
         "batchable",
         "defaults",
         "feeds",
         "fetches",
         "inputs",
+        "last_seconds",
         "method_name",
         "name",
         "outputs",
@@ -84,6 +88,7 @@ class Signature:
             and [dim.size for dim in self.inputs[alias].tensor_shape.dim] == [-1, -1]
             and value.dtype.kind in _PADDING
         }
+        self.last_seconds = math.inf
 
 
 # By kind of numpy dtype: the values that stand for nothing in the lists of a request.
@@ -100,7 +105,12 @@ def _handle(graph: tf.Graph, tensor: str) -> Any:
 
 
 class Threads(NamedTuple):
-    """Sizes of TensorFlow's thread pools; 0 = its own choice, the number of cores."""
+    """Sizes of TensorFlow's thread pools; 0 = its own choice.
+
+    Attributes:
+      intra_op: 0 = the cores.
+      inter_op: 0 = the cores, but short runs stay in the thread that asks for them.
+    """
 
     intra_op: int = 0
     inter_op: int = 0
@@ -163,6 +173,7 @@ class Servable:
             self._graph.finalize()
             undo.pop_all()
         self._handle: Any = self._session._session
+        self._keeps_short_runs = not threads.inter_op
         self._idle = threading.Condition()
         self._running = 0
         _LOG.info("%s version %d loaded in %.2f s", name, version, time.monotonic() - started)
@@ -202,11 +213,14 @@ class Servable:
     ) -> list[tensors.Array]:
         """Runs a signature; blocks, without holding Python's global lock.
 
+        A signature whose last run was short runs in this thread: waking those of TensorFlow's pool
+        takes as long as such a run. Nothing could cancel it there, and nothing needs to.
+
         Args:
           signature: one of `signatures`.
           feeds: input alias -> value, for every input.
           outputs: output aliases.
-          timeout_ms: the run is cancelled after this time; None = never.
+          timeout_ms: a run that is not short is cancelled after this time; None = never.
 
         Returns:
           the values of `outputs`; strings are object arrays of bytes.
@@ -214,31 +228,29 @@ class Servable:
         Raises:
           ServingError: TensorFlow's own code and text.
         """
-        options = None
-        if timeout_ms is not None:
-            proto = tf.compat.v1.RunOptions(timeout_in_ms=timeout_ms)
-            options = pywrap_tf_session.TF_NewBufferFromString(proto.SerializeToString())
-        try:
-            results = pywrap_tf_session.TF_SessionRun_wrapper(
-                self._handle,
-                options,
-                {signature.feeds[alias]: value for alias, value in feeds.items()},
-                [signature.fetches[alias] for alias in outputs],
-                [],
-                None,
-            )
-            # Scalars arrive as Python objects.
-            return [np.asarray(result) for result in results]
-        except tf.errors.OpError as error:
-            raise ServingError(status_of(error), error.message) from error
-        except UnicodeDecodeError as error:
-            # TensorFlow's Python layer fails on an error text that quotes bytes of the request
-            # which are not UTF-8; the status is lost with it, but such bytes are the client's.
-            text = error.object.decode("utf-8", errors="replace")
-            raise invalid_argument(text) from error
-        finally:
-            if options is not None:
-                pywrap_tf_session.TF_DeleteBuffer(options)
+        started = time.monotonic()
+        with _run_options(
+            self._keeps_short_runs and signature.last_seconds < _SHORT_SECONDS, timeout_ms
+        ) as options:
+            try:
+                results = pywrap_tf_session.TF_SessionRun_wrapper(
+                    self._handle,
+                    options,
+                    {signature.feeds[alias]: value for alias, value in feeds.items()},
+                    [signature.fetches[alias] for alias in outputs],
+                    [],
+                    None,
+                )
+            except tf.errors.OpError as error:
+                raise ServingError(status_of(error), error.message) from error
+            except UnicodeDecodeError as error:
+                # TensorFlow's Python layer fails on an error text that quotes bytes of the request
+                # which are not UTF-8; the status is lost with it, but such bytes are the client's.
+                text = error.object.decode("utf-8", errors="replace")
+                raise invalid_argument(text) from error
+        signature.last_seconds = time.monotonic() - started
+        # Scalars arrive as Python objects.
+        return [np.asarray(result) for result in results]
 
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Waits for the calls in flight, then gives the memory back to the operating system.
@@ -259,6 +271,29 @@ class Servable:
         if _MALLOC_TRIM is not None:
             _MALLOC_TRIM(0)
         return True
+
+
+@contextlib.contextmanager
+def _run_options(is_short: bool, timeout_ms: int | None) -> Iterator[Any]:
+    """A TF_Buffer of RunOptions, None for the defaults."""
+    if is_short:
+        yield _IN_THIS_THREAD
+    elif timeout_ms is None:
+        yield None
+    else:
+        buffer = _buffer(timeout_in_ms=timeout_ms)
+        try:
+            yield buffer
+        finally:
+            pywrap_tf_session.TF_DeleteBuffer(buffer)
+
+
+def _buffer(**options: int) -> Any:
+    proto = tf.compat.v1.RunOptions(**options)
+    return pywrap_tf_session.TF_NewBufferFromString(proto.SerializeToString())
+
+
+_IN_THIS_THREAD = _buffer(inter_op_thread_pool=-1)
 
 
 def _is_callable(definition: Any) -> bool:

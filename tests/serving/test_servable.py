@@ -1,4 +1,4 @@
-"""What a loaded version leaves behind."""
+"""How a loaded version runs, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.servable import Servable
+from serving.errors import ServingError
+from serving.servable import Servable, Threads
 
 
 @pytest.fixture
@@ -46,3 +49,38 @@ def test_a_version_that_cannot_be_loaded_leaves_no_operations(zoo: Path, tmp_pat
     with pytest.raises(tf.errors.OpError):
         Servable("m", 1, str(broken))
     assert operations() <= before
+
+
+def _save_loop(path: Path) -> None:
+    def count(n: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"n": tf.while_loop(lambda i: i < n, lambda i: i + 1, [tf.constant(0, tf.int64)])[0]}
+
+    signature = tf.function(count, input_signature=[tf.TensorSpec([], tf.int64, "n")])
+    tf.saved_model.save(tf.Module(), str(path), {"count": signature})
+
+
+@pytest.mark.parametrize("inter_op", [0, 1])
+def test_a_run_can_be_cancelled_unless_the_last_one_was_short(
+    tmp_path: Path, inter_op: int
+) -> None:
+    _save_loop(tmp_path / "1")
+    servable = Servable("m", 1, str(tmp_path / "1"), threads=Threads(inter_op=inter_op))
+    signature = servable.signatures["count"]
+
+    def run(n: int) -> int:
+        (counted,) = servable.run(signature, {"n": np.array(n)}, ["n"], timeout_ms=1)
+        return int(counted)
+
+    with pytest.raises(ServingError) as cancelled:  # nothing is known yet
+        run(3_000_000)
+    assert cancelled.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    signature.last_seconds = 0.001
+    if inter_op:  # who asks for threads gets them
+        with pytest.raises(ServingError):
+            run(3_000_000)
+    else:
+        assert run(3_000_000) == 3_000_000
+        assert signature.last_seconds > 0.01
+        with pytest.raises(ServingError):
+            run(3_000_000)
+    servable.close()
