@@ -74,8 +74,8 @@ class ScannSearcher(tf.Module):
                 training_sample_size=min(len(vectors), _TREE_TRAINING_SAMPLE),
             )
         if self._rescored:
-            # A code for every dimension, not for every two: twice the bytes, but then a quarter of the
-            # candidates need to be rescored for the same recall.
+            # A code for every dimension, not for every two: twice the bytes, but then a third of
+            # the candidates need to be rescored for the same recall.
             builder = builder.score_ah(1, anisotropic_quantization_threshold=0.2)
             builder = builder.reorder(min(settings.reorder, len(vectors)))
         else:

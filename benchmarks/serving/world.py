@@ -60,7 +60,7 @@ class World:
     exclusions: int = 5
     top_k: int = 100
     seed: int = 1
-    format: int = 1
+    format: int = 2
 
     @property
     def key(self) -> str:
