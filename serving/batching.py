@@ -2,7 +2,7 @@
 
 Who was answered together tends to come back together. So a batch waits, once a thread is free, for
 as many rows as the last one had, but no longer than a run takes: a lone call waits for nobody, and
-batches grow with the load. Written for one event loop; only `run_together` leaves it.
+batches grow with the load. Written for one event loop; only `Batcher._run` leaves it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,6 @@ class Batcher:
         self._last_rows: weakref.WeakKeyDictionary[Signature, int] = weakref.WeakKeyDictionary()
         self._free_threads = options.num_batch_threads
         self._timer: asyncio.TimerHandle | None = None
-        self._running: set[asyncio.Task[None]] = set()
 
     def submit(self, work: Work) -> None:
         """Queues a call and starts a batch if a thread is free.
@@ -198,31 +197,32 @@ class Batcher:
         return batch
 
     def _start(self, batch: list[Work]) -> None:
-        self._free_threads -= 1
-        task = asyncio.get_running_loop().create_task(self._run(batch))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _run(self, batch: list[Work]) -> None:
-        servable = batch[0].servable
+        signature, servable = batch[0].signature, batch[0].servable
         now = time.monotonic()
         for work in batch:
             self._metrics.queued(servable.name, now - work.queued_at)
-        rows = sum(work.rows for work in batch)
-        self._last_rows[batch[0].signature] = rows
-        self._metrics.batch(servable.name, rows)
+        self._last_rows[signature] = sum(work.rows for work in batch)
+        self._metrics.batch(servable.name, self._last_rows[signature])
         # The callers may leave before the run ends.
         servable.acquire()
+        self._free_threads -= 1
+        self._threads.submit(self._run, batch, asyncio.get_running_loop())
+
+    def _run(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
+        """Runs a batch in the thread that it is called in."""
+        answers: Sequence[list[Array] | Exception]
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(
-                self._threads, run_together, batch
-            )
-        finally:
-            servable.release()
-            self._free_threads += 1
+            answers = run_together(batch)
+        except Exception as error:  # whatever it is: nobody may be left waiting
+            answers = [error] * len(batch)
+        batch[0].servable.release()
+        loop.call_soon_threadsafe(self._finish, batch, answers)
+
+    def _finish(self, batch: list[Work], answers: Sequence[list[Array] | Exception]) -> None:
+        self._free_threads += 1
         for work, answer in zip(batch, answers, strict=True):
             if not work.answer.done():
-                if isinstance(answer, ServingError):
+                if isinstance(answer, Exception):
                     work.answer.set_exception(answer)
                 else:
                     work.answer.set_result(answer)

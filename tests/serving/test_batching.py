@@ -334,3 +334,21 @@ def test_what_is_ready_does_not_wait_behind_what_is_not(servable: Servable) -> N
             await first.answer
 
     asyncio.run(test())
+
+
+def test_an_error_that_nobody_foresaw_reaches_the_caller(servable: Servable) -> None:
+    async def test() -> None:
+        with Gate() as threads:
+            threads.open.set()
+            batcher = Batcher(BatchingOptions(8, num_batch_threads=1), threads, Metrics())
+            wrong = work(servable)
+            wrong.outputs = ["no such output"]
+            batcher.submit(wrong)
+            with pytest.raises(KeyError):
+                await asyncio.wait_for(wrong.answer, 10.0)
+            right = work(servable)
+            batcher.submit(right)
+            assert len(await asyncio.wait_for(right.answer, 10.0)) == len(OUTPUTS)
+
+    asyncio.run(test())
+    assert servable.calls_in_flight == 0
