@@ -68,8 +68,8 @@ class SyntheticLog:
             names = pa.array(list(EVENTS))
             yield pa.table(
                 {
-                    "user": _names("u", user),
-                    "item": _names("i", item),
+                    "user": numbered("u", user),
+                    "item": numbered("i", item),
                     "time": pa.array(moments[order]),
                     "event": names.take(pa.array(step[order])),
                 }
@@ -91,8 +91,8 @@ class SyntheticLog:
             for chunk in self.chunks():
                 parquet = parquet or pq.ParquetWriter(directory / "log.parquet", chunk.schema)
                 parquet.write_table(chunk, row_group_size=_CHUNK_ROWS)
-                whole.write(_csv(chunk))
-                head.write(_csv(chunk.slice(0, left)))
+                whole.write(csv_lines(chunk))
+                head.write(csv_lines(chunk.slice(0, left)))
                 left = max(0, left - len(chunk))
         assert parquet is not None
         parquet.close()
@@ -122,13 +122,15 @@ def _cumulative(number: int, exponent: float) -> npt.NDArray[np.float64]:
     return result
 
 
-def _names(prefix: str, numbers: npt.NDArray[np.int64]) -> pa.StringArray:
+def numbered(prefix: str, numbers: npt.NDArray[np.int64]) -> pa.StringArray:
+    """[N] texts of one length."""
     digits = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), width=7, padding="0")
     return pc.binary_join_element_wise(pa.scalar(prefix), digits, "")
 
 
-def _csv(table: pa.Table) -> bytes:
-    fields = [table.column(name).cast(pa.string()) for name in COLUMNS]
+def csv_lines(table: pa.Table) -> bytes:
+    """Rows as CSV without quotes and without a header."""
+    fields = [table.column(name).cast(pa.string()) for name in table.column_names]
     lines = pc.binary_join_element_wise(*fields, ",")
     lines = pc.binary_join_element_wise(lines, pa.scalar("\n"), "")
     return b"".join(

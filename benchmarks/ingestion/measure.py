@@ -19,6 +19,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+from benchmarks.ingestion.catalogue import ITEMS, catalogue_section
 from benchmarks.ingestion.log import COLUMNS, OBJECTIVES, data_section
 from benchmarks.processes import answer
 
@@ -29,7 +30,7 @@ Run = Callable[[], dict[str, Any]]
 
 
 def interaction_gen(file: Path, output: Path) -> Run:
-    """The executor of InteractionGen on the log."""
+    """The executor of InteractionGen on the log, or on the catalogue and a few lines of a log."""
     from tfx.types import standard_artifacts
 
     from components.artifacts import DeadLetters, IngestionSummary
@@ -37,6 +38,9 @@ def interaction_gen(file: Path, output: Path) -> Run:
     from components.interaction_gen.executor import Executor
     from schemas.logs import DataSettings
 
+    read, section = spec.INTERACTIONS, data_section
+    if file.stem == ITEMS:
+        read, section = spec.CATALOGUE, catalogue_section
     outputs = {}
     for key, kind in (
         (spec.EXAMPLES_KEY, standard_artifacts.Examples),
@@ -47,7 +51,7 @@ def interaction_gen(file: Path, output: Path) -> Run:
         artifact.uri = str(output / key / "1")
         outputs[key] = [artifact]
     properties = {
-        spec.DATA_KEY: DataSettings.parse(data_section(file)).model_dump_json(),
+        spec.DATA_KEY: DataSettings.parse(section(file)).model_dump_json(),
         spec.OBJECTIVES_KEY: json.dumps(OBJECTIVES),
         spec.SEED_KEY: 1,
         spec.FINGERPRINT_KEY: "{}",
@@ -58,10 +62,10 @@ def interaction_gen(file: Path, output: Path) -> Run:
         executor.Do({}, outputs, properties)
         summary = output / spec.SUMMARY_KEY / "1" / spec.SUMMARY_FILE
         report = json.loads(summary.read_text())
-        log = report["tables"][spec.INTERACTIONS]
-        accounted = log["used"] + log["dead_letters"] + sum(log["dropped"].values())
-        assert accounted == log["read"]
-        return {"rows": log["read"], "used": log["used"], "examples": report["examples"]}
+        table = report["tables"][read]
+        accounted = table["used"] + table["dead_letters"] + sum(table["dropped"].values())
+        assert accounted == table["read"]
+        return {"rows": table["read"], "used": table["used"], "examples": report["examples"]}
 
     return run
 

@@ -1,4 +1,4 @@
-"""Writes the synthetic log, measures every reader on it, prints and saves the figures."""
+"""Writes the synthetic log and catalogue, measures every reader, prints and saves the figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from benchmarks.ingestion.catalogue import ITEMS, SyntheticCatalogue
 from benchmarks.ingestion.log import LABEL, SyntheticLog
 from benchmarks.ingestion.measure import MODULE
 from benchmarks.processes import machine, measured_by
@@ -22,12 +23,15 @@ CURVE_ROWS = (500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000)
 
 _HEAD = "head/log.csv"
 _GIB = 1 << 30
+_ROWS_PER_ITEM = 2  # of the log; the catalogue is read on its own
 _MOST_MEMORY = 6 * _GIB  # for 10 million rows
 
 # Reader, file of the log.
 _READERS = (
     ("InteractionGen", "log.parquet"),
     ("InteractionGen", "log.csv"),
+    ("InteractionGen", f"{ITEMS}.parquet"),
+    ("InteractionGen", f"{ITEMS}.csv"),
     ("CsvExampleGen", _HEAD),
     ("pyarrow", "log.parquet"),
     ("pyarrow", "log.csv"),
@@ -45,7 +49,7 @@ def run(
     """Runs the benchmark.
 
     Args:
-      log: what is read.
+      log: what is read; a catalogue of half as many items, too.
       workdir: gets a directory with the log, which is deleted in the end.
       json_path: gets the figures.
       example_gen_rows: that CsvExampleGen reads, the first ones of the log.
@@ -53,9 +57,11 @@ def run(
       curve: measure InteractionGen from 0.5 to 10 million rows, too.
     """
     head = min(example_gen_rows, log.rows)
+    catalogue = SyntheticCatalogue(log.rows // _ROWS_PER_ITEM, log.seed)
     content: dict[str, Any] = {
         "data": LABEL,
         "log": dataclasses.asdict(log),
+        "catalogue": dataclasses.asdict(catalogue),
         "example_gen_rows": head,
         "beam": "DirectRunner, in_memory",
         "machine": machine(),
@@ -66,6 +72,7 @@ def run(
     console.say(f"writing {log.rows:,} synthetic rows to {place}")
     try:
         log.write(place, head)
+        catalogue.write(place)
         for repeat in range(repeats):
             for reader, file in _READERS:
                 measured = _measure(reader, place / file, workdir / "output")
@@ -139,7 +146,7 @@ def speeds(content: dict[str, Any]) -> Table:
     """A table of all readers: medians, and from the smallest to the largest."""
     head = content["example_gen_rows"]
     table = Table(
-        title=f"Ingestion of a synthetic log, {content['beam']},"
+        title=f"Ingestion of a synthetic log and catalogue, {content['beam']},"
         f" {content['machine']['cores']} cores; CsvExampleGen reads the first {head:,} rows only"
     )
     for name in (

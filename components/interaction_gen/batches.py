@@ -1,4 +1,4 @@
-"""Log files -> batches of columns, and the rows that must be read one by one.
+"""Files -> batches of columns, and the rows that must be read one by one.
 
 A line is plain where it certainly is one row: it decodes, is not too long, has the right number of
 delimiters, no NUL byte and no lone carriage return, and its quotes, if any, enclose whole fields.
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
+from components.interaction_gen.catalogue import roles_of
 from components.interaction_gen.columns import Columns
 from components.interaction_gen.lines import Lines, read_blocks
 from components.interaction_gen.plain_lines import Block, PlainLines
@@ -34,10 +35,11 @@ from components.interaction_gen.readers import (
     text_rows,
 )
 from components.interaction_gen.sorting import Flags, Ints
-from schemas.logs import InteractionSource
+from schemas.logs import CatalogueTable, InteractionSource, Table, UserTable
 
 BLOCK_BYTES = 8 << 20  # of a text file, read at a time
-_PARQUET_BATCH_ROWS = 1 << 17
+_EVENTS_PER_BATCH = 1 << 17  # of Parquet
+_ENTITIES_PER_BATCH = 1 << 14  # whose texts may be long
 _PARSE_BYTES = 1 << 20  # of a block that one thread of Arrow parses
 _SAMPLE_LINES = 1000  # looked at to learn the types of JSON values
 _JSON_KINDS = {
@@ -50,17 +52,17 @@ _JSON_KINDS = {
 
 
 class Batch(NamedTuple):
-    """Rows of a log, in no order.
+    """Rows of a table, in no order.
 
     Attributes:
       columns: column -> [N] values; empty where N is 0.
-      size: N.
+      lines: [N] numbers of the lines, in Parquet of the rows, from 1.
       rows: reads rows of the batch one by one, by their indices in the columns.
       odd: rows that are not in the columns.
     """
 
     columns: Columns
-    size: int
+    lines: Ints
     rows: Callable[[Ints], Iterator[Row]]
     odd: Sequence[Row]
 
@@ -75,7 +77,7 @@ class Extent(NamedTuple):
 
 
 def open_batches(
-    handle: BinaryIO, file: str, table: InteractionSource, max_line_bytes: int, extent: Extent
+    handle: BinaryIO, file: str, table: Table, max_line_bytes: int, extent: Extent
 ) -> tuple[dict[str, int], Iterator[Batch]]:
     """Starts reading a part of a file.
 
@@ -89,7 +91,9 @@ def open_batches(
         wanted = list(table.required_columns())
         positions = {name: index for index, name in enumerate(wanted)}
         assert extent.row_group is not None
-        return positions, _parquet_batches(handle, file, wanted, extent.row_group)
+        events = isinstance(table, InteractionSource)
+        rows = _EVENTS_PER_BATCH if events else _ENTITIES_PER_BATCH
+        return positions, _parquet_batches(handle, file, wanted, extent.row_group, rows)
     head = open_lines(handle, table, max_line_bytes)
     columns = text_columns(head, file, table)
     handle.seek(extent.start)
@@ -98,11 +102,13 @@ def open_batches(
     return columns.positions, text.batches(handle, extent, skipped)
 
 
-def _parquet_batches(handle: BinaryIO, file: str, wanted: list[str], group: int) -> Iterator[Batch]:
+def _parquet_batches(
+    handle: BinaryIO, file: str, wanted: list[str], group: int, size: int
+) -> Iterator[Batch]:
     parquet = open_parquet(handle, file)
-    for first, batch in parquet_batches(parquet, wanted, group, _PARQUET_BATCH_ROWS):
+    for first, batch in parquet_batches(parquet, wanted, group, size):
         if isinstance(batch, Row):
-            yield Batch({}, 0, _no_rows, [batch])
+            yield _only([batch])
             continue
         columns = {name: batch.column(name) for name in wanted}
 
@@ -111,7 +117,12 @@ def _parquet_batches(handle: BinaryIO, file: str, wanted: list[str], group: int)
             taken = {name: column.take(index) for name, column in columns.items()}
             return rows_of_columns(taken, (indices + first).tolist())
 
-        yield Batch(columns, batch.num_rows, rows, [])
+        yield Batch(columns, first + np.arange(batch.num_rows), rows, [])
+
+
+def _only(odd: Sequence[Row]) -> Batch:
+    """A batch of rows that are not in columns."""
+    return Batch({}, np.empty(0, np.int64), _no_rows, odd)
 
 
 def _no_rows(indices: Ints) -> Iterator[Row]:
@@ -122,7 +133,7 @@ def _no_rows(indices: Ints) -> Iterator[Row]:
 class _Text:
     """Reads a text file by columns."""
 
-    def __init__(self, table: InteractionSource, columns: TextColumns, limit: int) -> None:
+    def __init__(self, table: Table, columns: TextColumns, limit: int) -> None:
         self._table = table
         self._columns = columns
         self._limit = limit
@@ -140,7 +151,7 @@ class _Text:
             try:
                 data = next(blocks, None)
             except READ_ERRORS as error:
-                yield Batch({}, 0, _no_rows, [broken_row(error)])
+                yield _only([broken_row(error)])
                 data = None
             final = data is None
             text = pending + (data or b"")
@@ -160,17 +171,17 @@ class _Text:
         odd, done = self._odd_rows(block, plain, skipped, final)
         plain[done:] = False
         if not plain.any():
-            return Batch({}, 0, _no_rows, odd), done
+            return _only(odd), done
         columns = self._parse(block, plain)
         indices = np.flatnonzero(plain)
         if columns is None:  # Arrow does not take them after all
             odd += self._rows(block, indices.tolist())[1]
-            return Batch({}, 0, _no_rows, odd), done
+            return _only(odd), done
 
         def rows(chosen: Ints) -> Iterator[Row]:
             return self._rows(block, indices[chosen].tolist())[1]
 
-        return Batch(columns, len(indices), rows, odd), done
+        return Batch(columns, block.first_line + indices, rows, odd), done
 
     def _rows(self, block: Block, indices: Iterable[int]) -> tuple[Lines, Iterator[Row]]:
         """Reads lines of a block one by one; a quoted field may take several of them."""
@@ -272,11 +283,7 @@ class _Text:
             for name, found in kinds.items():
                 if row.get(name) is not None:
                     found.add(type(row[name]))
-        roles = self._table.columns
-        # Where a whole number and the same one with a fraction mean different things.
-        exact: set[str | None] = {roles.user_id, roles.item_id}
-        if self._table.timestamp_unit == "us":
-            exact.add(roles.timestamp)
+        exact = _exact_columns(self._table)
         fields = []
         for name, found in kinds.items():
             kind = _JSON_KINDS.get(frozenset(found))
@@ -284,6 +291,19 @@ class _Text:
                 return None
             fields.append((name, kind))
         return pa.schema(fields)
+
+
+def _exact_columns(table: Table) -> set[str | None]:
+    """Where a whole number and the same one with a fraction mean different things."""
+    if isinstance(table, InteractionSource):
+        roles = table.columns
+        timestamp = roles.timestamp if table.timestamp_unit == "us" else None
+        return {roles.user_id, roles.item_id, timestamp}
+    assert isinstance(table, CatalogueTable | UserTable)
+    _, id_column, title_column = roles_of(table)
+    return {id_column, title_column} | {
+        part.column for part in table.features if part.kind == "categorical"
+    }
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

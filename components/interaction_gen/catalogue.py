@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.interaction_gen.examples import feature_entry
-from components.interaction_gen.shards import id_list, ranked
+from components.interaction_gen.shards import ranked
 from components.interaction_gen.sorting import same_as_before, sorted_order
 from components.interaction_gen.values import identifier, number, texts
 from schemas import names
 from schemas.logs import CatalogueTable, Feature, UserTable
 
-_FLOAT32_MAX = 3.4e38  # tf.Example holds 32-bit floats
+FLOAT32_MAX = 3.4e38  # tf.Example holds 32-bit floats
 
 
 class Entity(NamedTuple):
@@ -42,16 +43,12 @@ def entity_parser(
     Returns:
       A function that raises UnusableError for a row without a usable id.
     """
-    if isinstance(table, CatalogueTable):
-        role, column, key_of = "item_id", table.columns.item_id, names.item_feature
-        title_column = table.columns.title
-    else:
-        role, column, key_of = "user_id", table.columns.user_id, names.user_feature
-        title_column = None
-    id_position = positions[column]
+    role, id_column, title_column = roles_of(table)
+    id_position = positions[id_column]
     title_position = None if title_column is None else positions[title_column]
     plan = [
-        (feature, key_of(feature.name), positions[feature.column]) for feature in table.features
+        (feature, name, positions[feature.column])
+        for feature, name in zip(table.features, feature_names(table), strict=True)
     ]
 
     def entity(values: Sequence[Any]) -> Entity:
@@ -67,6 +64,13 @@ def entity_parser(
         return Entity(key, title, tuple(entries), tuple(unusable))
 
     return entity
+
+
+def roles_of(table: CatalogueTable | UserTable) -> tuple[str, str, str | None]:
+    """The role of the ids, their column, and the column of the titles."""
+    if isinstance(table, CatalogueTable):
+        return "item_id", table.columns.item_id, table.columns.title
+    return "user_id", table.columns.user_id, None
 
 
 def feature_names(table: CatalogueTable | UserTable | None) -> list[str]:
@@ -92,16 +96,16 @@ def schema_of(table: CatalogueTable | UserTable | None) -> pa.Schema:
     )
 
 
-def table_of(rows: Sequence[tuple[int, int, Entity]], schema: pa.Schema) -> pa.Table:
-    """Puts (file, line, entity) into columns."""
+def table_of(rows: Sequence[tuple[int, Entity]], file: int, schema: pa.Schema) -> pa.Table:
+    """Puts entities, each with its line, into columns."""
     columns = [
-        [entity.key for _, _, entity in rows],
-        [file for file, _, _ in rows],
-        [line for _, line, _ in rows],
-        [entity.title for _, _, entity in rows],
-        [entity.unusable for _, _, entity in rows],
+        [entity.key for _, entity in rows],
+        [file] * len(rows),
+        [line for line, _ in rows],
+        [entity.title for _, entity in rows],
+        [entity.unusable for _, entity in rows],
+        *zip(*(entity.features for _, entity in rows), strict=True),
     ]
-    columns += list(zip(*(entity.features for _, _, entity in rows), strict=True))
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -118,9 +122,9 @@ class Entities:
       unusable: feature -> fields that were not a number.
     """
 
-    keys: list[bytes]
-    titles: list[bytes]
-    features: dict[str, list[bytes]]
+    keys: pa.LargeBinaryArray
+    titles: pa.LargeBinaryArray
+    features: dict[str, pa.LargeBinaryArray]
     duplicates: int
     unusable: Counter[str]
 
@@ -134,18 +138,21 @@ class Entities:
         first = order[~same_as_before(codes[order])]
         chosen = table.take(pa.array(first))
         return cls(
-            keys=id_list(keys),
-            titles=id_list(chosen.column("title")),
+            keys=keys,
+            titles=_large(chosen.column("title")),
             features={
-                name.removeprefix("features."): id_list(chosen.column(name))
+                name.removeprefix("features."): _large(chosen.column(name))
                 for name in table.column_names
                 if name.startswith("features.")
             },
             duplicates=len(table) - len(first),
-            unusable=Counter(
-                name for found in chosen.column("unusable").to_pylist() for name in found
-            ),
+            unusable=Counter(pc.list_flatten(chosen.column("unusable")).to_pylist()),
         )
+
+
+def _large(column: pa.ChunkedArray) -> pa.LargeBinaryArray:
+    kind = pa.large_binary()
+    return pa.concat_arrays([pa.array([], kind), *column.cast(kind).chunks])
 
 
 def _feature_values(feature: Feature, value: Any) -> list[bytes] | list[float] | None:
@@ -158,4 +165,4 @@ def _feature_values(feature: Feature, value: Any) -> list[bytes] | list[float] |
     except (TypeError, ValueError):
         return None
     present = [part for part in numbers if part is not None]
-    return present if all(abs(part) <= _FLOAT32_MAX for part in present) else None
+    return present if all(abs(part) <= FLOAT32_MAX for part in present) else None

@@ -1,9 +1,9 @@
-"""Columns of a log -> ids, times and levels, many rows at a time.
+"""Columns of a table -> ids, times, levels and numbers, many rows at a time.
 
 Everything here only decides what is certain. A value that is not of the common form (or that is
-wrong) makes its row uncertain, and `levels.event_parser` reads that row again on its own: it either
-understands the value or says what is wrong with it. Columns of few distinct values go through the
-very functions of that parser, once per value.
+wrong) makes its row uncertain, and `levels.event_parser` or `catalogue.entity_parser` reads that
+row again on its own: it either understands the value or says what is wrong with it. Columns of few
+distinct values go through the very functions of that parser, once per value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from components.interaction_gen.levels import level_function, level_rules
 from components.interaction_gen.readers import is_text, python_values
 from components.interaction_gen.sorting import Flags, Ints
 from components.interaction_gen.times import timestamps
-from components.interaction_gen.values import MAX_ID_BYTES, identifier, number
+from components.interaction_gen.values import MAX_ID_BYTES, identifier, number, texts
 from schemas.logs import InteractionSource
 
 Floats = npt.NDArray[np.float64]
@@ -81,17 +81,36 @@ def identifiers(column: pa.Array, role: str) -> pa.BinaryArray:
     if pa.types.is_integer(kind):
         return column.cast(pa.string()).cast(pa.binary())
     if not is_text(kind):
-        return _by_distinct_values(column, lambda value: identifier(value, role), pa.binary())
+        return by_distinct_values(column, lambda value: identifier(value, role), pa.binary())
     column = binary(column)
     size, _, content = bytes_of(column)
     # Printable ASCII without spaces needs no look at each value.
     common = all_bytes(column, (content - np.uint8(0x21)) <= 0x7E - 0x21)
     common &= (size >= 1) & (size <= MAX_ID_BYTES)
+    return all_but(common, column, lambda value: identifier(value, role))
+
+
+def cleaned(column: pa.BinaryArray) -> pa.BinaryArray:
+    """[N] texts as `values.texts` returns them, without a separator; null where uncertain."""
+    size, offsets, content = bytes_of(column)
+    # Printable ASCII with single spaces inside needs no look at each value.
+    good = (content - np.uint8(0x20)) <= 0x7E - 0x20
+    space = content == 0x20
+    good[1:] &= ~(space[1:] & space[:-1])
+    offsets, last = offsets[size > 0], (offsets + size - 1)[size > 0]
+    good[offsets] &= ~space[offsets]
+    good[last] &= ~space[last]
+    return all_but(all_bytes(column, good), column, lambda value: b"".join(texts(value, None)))
+
+
+def all_but(
+    common: Flags, column: pa.BinaryArray, function: Callable[[Any], bytes]
+) -> pa.BinaryArray:
+    """[N] values as they are, or, where they are not `common`, as `by_distinct_values` has them."""
     if common.all():
         return column
     rare = np.flatnonzero(~common)
-    text = column.take(pa.array(rare))
-    found = _by_distinct_values(text, lambda value: identifier(value, role), pa.binary())
+    found = by_distinct_values(column.take(pa.array(rare)), function, pa.binary())
     index = np.arange(len(column))
     index[rare] = len(column) + np.arange(len(rare))
     return pa.concat_arrays([column, found]).take(pa.array(index))
@@ -106,7 +125,7 @@ def levels(
         return np.full(size, objectives.index(source.level)), closed, certain
     if source.event is not None:
         level_of = level_function(source, {source.event.column: 0}, objectives)
-        found = _by_distinct_values(
+        found = by_distinct_values(
             columns[source.event.column], lambda value: level_of([value])[0], pa.int64()
         )
         level, certain = numbers_of(found)
@@ -116,7 +135,7 @@ def levels(
     for rule in rules:
         for column in rule.columns:
             if column not in numbers:
-                numbers[column], known = _floats(columns[column])
+                numbers[column], known = floats(columns[column])
                 certain &= known
     level, missed = np.full(size, base), np.zeros(size, bool)
     for rule in rules:
@@ -129,7 +148,7 @@ def levels(
     return level, closed, certain
 
 
-def _floats(column: pa.Array) -> tuple[Floats, Flags]:
+def floats(column: pa.Array) -> tuple[Floats, Flags]:
     """[N] numbers, NaN where the field is empty, and [N] where they are certain."""
     kind = column.type
     if pa.types.is_boolean(kind):
@@ -141,23 +160,33 @@ def _floats(column: pa.Array) -> tuple[Floats, Flags]:
         numbers[~present] = np.nan
         return numbers, ~np.isinf(numbers)
     if is_text(kind):
-        column = binary(column)
-        digits = digits_only(column)
-        if digits.all():
-            return numbers_of(column.cast(pa.string()).cast(pa.int64()))[0].astype(
-                np.float64
-            ), digits
+        return _text_floats(binary(column))
+    return _rare_floats(column)
 
+
+def _text_floats(column: pa.BinaryArray) -> tuple[Floats, Flags]:
+    common = digits_only(column)
+    if common.all():
+        return numbers_of(column.cast(pa.string()).cast(pa.int64()))[0].astype(np.float64), common
+    common = pc.match_substring_regex(column, r"^-?[0-9]{1,15}(\.[0-9]{1,9})?$").to_numpy(
+        zero_copy_only=False
+    )
+    text = column.filter(pa.array(common)).cast(pa.string())
+    numbers, certain = np.empty(len(column)), np.ones(len(column), bool)
+    numbers[common] = text.cast(pa.float64()).to_numpy()
+    numbers[~common], certain[~common] = _rare_floats(column.filter(pa.array(~common)))
+    return numbers, certain
+
+
+def _rare_floats(column: pa.Array) -> tuple[Floats, Flags]:
     def read(value: Any) -> float:
         found = number(value)
         return np.nan if found is None else found
 
-    found = _by_distinct_values(column, read, pa.float64(), (TypeError, ValueError))
-    numbers, certain = numbers_of(found)
-    return numbers, certain
+    return numbers_of(by_distinct_values(column, read, pa.float64(), (TypeError, ValueError)))
 
 
-def _by_distinct_values(
+def by_distinct_values(
     column: pa.Array,
     function: Callable[[Any], Any],
     kind: pa.DataType,

@@ -27,6 +27,7 @@ from schemas.wire_format import varint
 # Fields number 1, 2 and 3 of a message: (number << 3) | 2.
 _FIRST, _SECOND, _THIRD = b"\x0a", b"\x12", b"\x1a"
 _CONTEXT_VARINT = b"\xff" * 9 + b"\x01"  # CONTEXT is -1: ten bytes
+_NOTHING = pa.scalar(b"", pa.large_binary())
 _TIME_BYTES = 6  # of a varint of any time from 1990 to 2100 in milliseconds
 
 assert CONTEXT == -1
@@ -43,46 +44,62 @@ def feature_entry(name: str, values: Sequence[bytes] | Sequence[float]) -> bytes
     return _entry(name, _SECOND, _field(_FIRST, floats))
 
 
-def id_entries(name: str, ids: pa.LargeBinaryArray) -> list[bytes]:
-    """Serialises a feature of one text per row."""
+def text_entries(
+    name: str, texts: pa.LargeBinaryArray, rows: Ints, size: int
+) -> pa.LargeBinaryArray:
+    """[size] a feature with its name as `feature_entry` has it.
+
+    Args:
+      name: of the feature.
+      texts: its values, those of a row next to each other.
+      rows: by value, the index of its row; rising.
+      size: how many rows there are; those without values get an empty entry.
+    """
+    fields = _prefixed(texts, lambda length: _FIRST + varint(length))
+    ends = np.searchsorted(rows, np.arange(size + 1))
+    values = pc.binary_join(pa.LargeListArray.from_arrays(ends, fields), _NOTHING)
+    return _prefixed(values, lambda length: _bytes_head(name, length) if length else b"")
+
+
+def number_entries(name: str, numbers: npt.NDArray[np.float64]) -> pa.LargeBinaryArray:
+    """[N] a feature of one number as `feature_entry` has it; NaN: no number, so empty."""
+    head = feature_entry(name, [0.0])[:-4]
+    values = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(4), len(numbers), [None, pa.py_buffer(numbers.astype("<f4"))]
+    ).cast(pa.large_binary())
+    entries = pc.binary_join_element_wise(pa.scalar(head, pa.large_binary()), values, _NOTHING)
+    return pc.if_else(pa.array(np.isnan(numbers)), _NOTHING, entries)
+
+
+def id_entries(name: str, ids: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    """[N] a feature of one text."""
 
     def head(size: int) -> bytes:
         field = _FIRST + varint(size)
         return _bytes_head(name, len(field) + size) + field
 
-    return id_list(_prefixed(ids, head))
+    return _prefixed(ids, head)
 
 
 def user_entries(
-    user_ids: pa.LargeBinaryArray,
-    entities: Sequence[int | None],
-    features: Mapping[str, list[bytes]],
+    user_ids: pa.LargeBinaryArray, entities: pa.Array, features: Mapping[str, pa.LargeBinaryArray]
 ) -> list[bytes]:
     """Serialises the features of users, in the order of their names.
 
     Args:
       user_ids: the users.
-      entities: by user, the index into the features; None for users without any.
+      entities: by user, the index into the features; null for users without any.
       features: name -> serialised entries.
     """
-    entries = id_entries(names.USER_ID, user_ids)
-    if not features:
-        return entries
-    before = [values for name, values in sorted(features.items()) if name < names.USER_ID]
-    after = [values for name, values in sorted(features.items()) if name > names.USER_ID]
-    return [
-        entry
-        if found is None
-        else b"".join(
-            (*(column[found] for column in before), entry, *(column[found] for column in after))
-        )
-        for entry, found in zip(entries, entities, strict=True)
-    ]
+    found = {name: values.take(entities).fill_null(b"") for name, values in features.items()}
+    return id_list(_in_order({**found, names.USER_ID: id_entries(names.USER_ID, user_ids)}))
 
 
 def item_examples(
-    item_ids: Sequence[bytes], titles: Sequence[bytes], features: Mapping[str, Sequence[bytes]]
-) -> Iterator[bytes]:
+    item_ids: pa.LargeBinaryArray,
+    titles: pa.LargeBinaryArray,
+    features: Mapping[str, pa.LargeBinaryArray],
+) -> list[bytes]:
     """Serialises items; an empty title falls back to the id.
 
     Args:
@@ -90,14 +107,20 @@ def item_examples(
       titles: by item.
       features: name -> serialised entries by item.
     """
-    shown = [title or item_id for item_id, title in zip(item_ids, titles, strict=True)]
-    columns: dict[str, Sequence[bytes]] = {
-        **features,
-        names.ITEM_ID: id_entries(names.ITEM_ID, pa.array(item_ids, pa.large_binary())),
-        names.ITEM_TITLE: id_entries(names.ITEM_TITLE, pa.array(shown, pa.large_binary())),
-    }
-    for entries in zip(*(columns[name] for name in sorted(columns)), strict=True):
-        yield _field(_FIRST, b"".join(entries))
+    shown = pc.if_else(pc.equal(titles, _NOTHING), item_ids, titles)
+    entries = _in_order(
+        {
+            **features,
+            names.ITEM_ID: id_entries(names.ITEM_ID, item_ids),
+            names.ITEM_TITLE: id_entries(names.ITEM_TITLE, shown),
+        }
+    )
+    return id_list(_prefixed(entries, lambda size: _FIRST + varint(size)))
+
+
+def _in_order(entries: Mapping[str, pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
+    """[N] the entries of all features, in the order of their names."""
+    return pc.binary_join_element_wise(*(entries[name] for name in sorted(entries)), _NOTHING)
 
 
 class EncodedTimelines:
@@ -168,9 +191,7 @@ def _prefixed(values: pa.LargeBinaryArray, prefix: Callable[[int], bytes]) -> pa
     """Puts a prefix that depends on the size before each value."""
     sizes, codes = np.unique(pc.binary_length(values).to_numpy(), return_inverse=True)
     prefixes = pa.array([prefix(size) for size in sizes.tolist()], pa.large_binary())
-    return pc.binary_join_element_wise(
-        prefixes.take(pa.array(codes)), values, pa.scalar(b"", pa.large_binary())
-    )
+    return pc.binary_join_element_wise(prefixes.take(pa.array(codes)), values, _NOTHING)
 
 
 def _contiguous(values: pa.LargeBinaryArray) -> tuple[bytes, Ints]:

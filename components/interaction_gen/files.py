@@ -111,7 +111,7 @@ def plan_work(data: DataSettings) -> list[Work]:
         for file in match(table.path, location(name, source)):
             work += [
                 Work(name, source, indices[name], file, extent, rows)
-                for extent, rows in _parts(file, name, table, data.max_line_bytes)
+                for extent, rows in _parts(file, table, data.max_line_bytes)
             ]
             indices[name] += 1
     return work
@@ -122,7 +122,7 @@ def location(table: str, source: int) -> str:
     return f"data.{table}.{source}.path" if table == spec.INTERACTIONS else f"data.{table}.path"
 
 
-def _parts(file: str, name: str, table: Table, max_line_bytes: int) -> list[tuple[Extent, int]]:
+def _parts(file: str, table: Table, max_line_bytes: int) -> list[tuple[Extent, int]]:
     """Looks at the head of a file and returns its parts, each with about how many rows it has."""
     try:
         with open_input(file) as handle:
@@ -137,7 +137,7 @@ def _parts(file: str, name: str, table: Table, max_line_bytes: int) -> list[tupl
             size = FileSystems.match([file])[0].metadata_list[0].size_in_bytes
             if CompressionTypes.detect_compression_type(file) in _DECOMPRESSORS:
                 return [(Extent(), size * _COMPRESSION // _BYTES_PER_ROW)]
-            if name != spec.INTERACTIONS or size < 2 * RANGE_BYTES:
+            if size < 2 * RANGE_BYTES:
                 return [(Extent(), size // _BYTES_PER_ROW)]
             return [
                 (extent, ((extent.end or size) - extent.start) // _BYTES_PER_ROW)

@@ -1,8 +1,8 @@
-"""Files -> numbered rows, one by one. A row that cannot be read carries a Fault instead of values.
+"""Lines -> numbered rows, one by one. A row that cannot be read carries a Fault instead of values.
 
-This reads every row of the catalogue and of the users. Of a log it reads those that `batches`
-cannot convert by columns: it knows each fault, `batches` only knows what is certainly none.
-Everything here streams: memory is bounded by one row, or by one batch of a Parquet row group.
+These are the rows that `batches` cannot convert by columns: here each fault is known, `batches`
+only knows what is certainly none. Everything here streams: memory is bounded by one row, or by one
+batch of a Parquet row group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from schemas.logs import DataError, Table
 from schemas.settings import nearest
 
 _BLOCK_BYTES = 1 << 18
-_PARQUET_BATCH_ROWS = 8192
 MAX_QUOTED_LINES = 100  # of one csv record whose quoted fields contain line breaks
 _SAMPLE_RECORDS = 1000  # JSON objects looked at to learn which keys a file has
 
@@ -42,43 +41,11 @@ class Row(NamedTuple):
     fault: Fault | None = None
 
 
-class Opened(NamedTuple):
-    """A file whose columns are known."""
-
-    positions: dict[str, int]  # column -> index into Row.values
-    rows: Iterator[Row]
-
-
 class TextColumns(NamedTuple):
     """Where the needed values of a text file stand."""
 
     positions: dict[str, int]  # column -> index into Row.values
     width: int  # of Row.values
-
-
-def open_rows(
-    handle: BinaryIO, file: str, table: Table, max_line_bytes: int, row_group: int | None = None
-) -> Opened:
-    """Starts reading a file.
-
-    Args:
-      handle: open for binary reading, decompressed.
-      file: its name, for errors.
-      table: how its rows are written and which columns are needed.
-      max_line_bytes: longer lines become faults without being held in memory.
-      row_group: Parquet: read only this one.
-
-    Raises:
-      DataError: a needed column is missing, or the file is not of the stated format.
-    """
-    wanted = list(table.required_columns())
-    if table.format == "parquet":
-        parquet = open_parquet(handle, file)
-        _require(parquet.schema_arrow.names, table, file, "columns")
-        return Opened(_positions(wanted), _parquet_rows(parquet, wanted, row_group))
-    lines = open_lines(handle, table, max_line_bytes)
-    columns = text_columns(lines, file, table)
-    return Opened(columns.positions, text_rows(lines, table, columns))
 
 
 def open_lines(handle: BinaryIO, table: Table, max_line_bytes: int) -> Lines:
@@ -118,14 +85,19 @@ def check_file(handle: BinaryIO, file: str, table: Table, max_line_bytes: int) -
     """Looks at the head of a file, so that a missing column is reported before Beam starts.
 
     Raises:
-      DataError: as `open_rows`; for JSON lines, none of the first objects has a needed key.
+      DataError: a needed column is missing, for JSON lines in all of the first objects; or the file
+        is not of the stated format.
     """
-    if table.format != "jsonl":
-        open_rows(handle, file, table, max_line_bytes)
+    if table.format == "parquet":
+        _require(open_parquet(handle, file).schema_arrow.names, table, file, "columns")
+        return
+    lines = open_lines(handle, table, max_line_bytes)
+    if table.format == "csv":
+        text_columns(lines, file, table)
         return
     keys: set[str] = set()
     found = 0
-    for line in open_lines(handle, table, max_line_bytes):
+    for line in lines:
         try:
             value = json.loads(line.raw.decode(table.encoding))
         except (ValueError, RecursionError):
@@ -329,21 +301,6 @@ def _json_rows(lines: Lines, table: Table, wanted: list[str]) -> Iterator[Row]:
                 text,
                 Fault("bad_json", f"a JSON object was expected, not {type(value).__name__}"),
             )
-
-
-def _parquet_rows(
-    parquet: pq.ParquetFile, wanted: list[str], row_group: int | None
-) -> Iterator[Row]:
-    groups = range(parquet.num_row_groups) if row_group is None else [row_group]
-    for group in groups:
-        for first, batch in parquet_batches(parquet, wanted, group, _PARQUET_BATCH_ROWS):
-            if isinstance(batch, Row):
-                yield batch
-            else:
-                yield from rows_of_columns(
-                    {name: batch.column(name) for name in wanted},
-                    range(first, first + batch.num_rows),
-                )
 
 
 def parquet_batches(

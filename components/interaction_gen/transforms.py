@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
@@ -26,7 +27,7 @@ from components.interaction_gen.examples import EncodedTimelines, item_examples,
 from components.interaction_gen.faults import DeadLetter
 from components.interaction_gen.files import Work
 from components.interaction_gen.histogram import Histogram, choose_cut
-from components.interaction_gen.reading import EntityReader, LogReader
+from components.interaction_gen.reading import LogReader, reader_of
 from components.interaction_gen.records import Part, PartsWriter, put_together
 from components.interaction_gen.shards import (
     EVENTS,
@@ -106,11 +107,7 @@ class ReadTables(beam.DoFn):
             yield from self._read(index, work)
 
     def _read(self, index: int, work: Work) -> Iterator[TaggedOutput]:
-        reader: LogReader | EntityReader
-        if work.table == spec.INTERACTIONS:
-            reader = LogReader(work, self._data, self._objectives, self._shards)
-        else:
-            reader = EntityReader(work, self._data, self._shards)
+        reader = reader_of(work, self._data, self._objectives, self._shards)
         writer = PartsWriter(self._places.parts, compress=False)
         writer.start((index,))
         for found in reader.read():
@@ -191,8 +188,7 @@ class BuildTimelines(_WritingDoFn):
                 events, keys, id_list(item_ids), self._seed, self._split.share
             )
         entities = Entities.of(gather(grouped["users"], self._user_schema))
-        rows = {key: row for row, key in enumerate(entities.keys)}
-        found = [rows.get(key) for key in keys]
+        found = pc.index_in(user_ids, entities.keys)
         chunks = cut_into_chunks(timelines, self._bounds)
         self._count(timelines, chunks)
         self._count_users(found, entities)
@@ -210,10 +206,10 @@ class BuildTimelines(_WritingDoFn):
         )
         yield from _tagged(SEEN_ITEMS, divide(items_table, "item_id", self._item_shards))
 
-    def _count_users(self, found: Sequence[int | None], entities: Entities) -> None:
+    def _count_users(self, found: pa.Int32Array, entities: Entities) -> None:
         counts = self._counts
         self._count_entities(spec.USERS, entities)
-        known = sum(row is not None for row in found)
+        known = len(found) - found.null_count
         counts[(counted.USERS, "total")] += len(found)
         if known:
             counts[(counted.USED, spec.USERS)] += known
@@ -260,14 +256,9 @@ class BuildCatalogue(_WritingDoFn):
         codes, item_ids = ranked(seen.column("item_id"))
         in_train = np.zeros(len(item_ids), bool)
         in_train[codes[seen.column("in_train").to_numpy()]] = True
-        known = set(entities.keys)
-        added, after_cut = [], 0
-        for item_id, trained in zip(id_list(item_ids), in_train.tolist(), strict=True):
-            if item_id not in known:
-                if trained:
-                    added.append(item_id)
-                else:
-                    after_cut += 1
+        known = entities.keys
+        new = pc.is_in(item_ids, known).to_numpy(zero_copy_only=False) == 0
+        added, after_cut = item_ids.filter(pa.array(new & in_train)), int((new & ~in_train).sum())
         self._count_entities(spec.CATALOGUE, entities)
         counts = self._counts
         for key, n in (
@@ -278,14 +269,14 @@ class BuildCatalogue(_WritingDoFn):
         ):
             if n:
                 counts[key] += n
-        if self._catalogue_table and (added or after_cut):
+        if self._catalogue_table and (len(added) or after_cut):
             counts[(counted.ITEMS, "without_features")] += len(added) + after_cut
         self._writer.start((shard,))
-        nothing = [b""] * len(added)
+        nothing = pa.array([b""] * len(added), pa.large_binary())
         examples = item_examples(
-            [*entities.keys, *added],
-            [*entities.titles, *nothing],
-            {name: [*values, *nothing] for name, values in entities.features.items()},
+            pa.concat_arrays([known, added]),
+            pa.concat_arrays([entities.titles, nothing]),
+            {name: pa.concat_arrays([e, nothing]) for name, e in entities.features.items()},
         )
         self._writer.add_examples(self._files[CATALOGUE_SPLIT], examples)
         self._writer.flush()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.ingestion import log as module
+from benchmarks.ingestion.catalogue import SyntheticCatalogue
 from benchmarks.ingestion.log import EVENTS, SyntheticLog
 
 
@@ -32,6 +33,19 @@ def test_the_same_seed_gives_the_same_rows_in_all_files(
     assert head.to_pydict() == parquet.slice(0, 4000).to_pydict()
     other = next(SyntheticLog(3000, seed=2).chunks())
     assert other.to_pydict() != next(SyntheticLog(3000).chunks()).to_pydict()
+
+
+def test_a_catalogue_is_the_same_in_both_files_and_every_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        SyntheticCatalogue(5000).write(tmp_path / name)
+    for file in ("items.parquet", "items.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    parquet = pq.read_table(tmp_path / "a" / "items.parquet")
+    assert pyarrow.csv.read_csv(tmp_path / "a" / "items.csv").to_pydict() == parquet.to_pydict()
+    assert len(parquet.column("item").unique()) == 5000
+    assert (
+        0.4 < np.mean([len(g.split("|")) > 1 for g in parquet.column("genres").to_pylist()]) < 0.6
+    )
 
 
 def test_the_log_has_the_shape_that_is_claimed() -> None:
@@ -63,10 +77,10 @@ def test_the_command_measures_prints_and_saves(tmp_path: Path) -> None:
         assert cell in done.stdout
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["data"].startswith("synthetic")
-    assert len(content["measurements"]) == 5
+    assert len(content["measurements"]) == 7
     for measured in content["measurements"]:
-        head = measured["reader"] == "CsvExampleGen"
-        assert measured["rows"] == (2000 if head else 30_000)
+        rows = {"head/log.csv": 2000, "items.csv": 15_000, "items.parquet": 15_000}
+        assert measured["rows"] == rows.get(measured["file"], 30_000)
         assert (measured["bytes_written"] > 0) == (measured["reader"] != "pyarrow")
         assert measured["peak_bytes"] > 0
     assert not list((tmp_path / "work").iterdir())

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import pyarrow.parquet as pq
 from tensorflow.core.example import example_pb2
 
 from components.interaction_gen import spec
@@ -19,13 +20,49 @@ from components.interaction_gen.catalogue import Entity, entity_parser
 from components.interaction_gen.faults import UnusableError, shown
 from components.interaction_gen.files import match, open_input, tables
 from components.interaction_gen.levels import DROP_RULES, Event, event_parser
-from components.interaction_gen.readers import BLANK_LINE, open_rows
+from components.interaction_gen.readers import (
+    BLANK_LINE,
+    Row,
+    open_lines,
+    open_parquet,
+    parquet_batches,
+    rows_of_columns,
+    text_columns,
+    text_rows,
+)
 from components.interaction_gen.timelines import HELD_OUT_TIME, Bounds
 from schemas import names
 from schemas.logs import DataSettings, InteractionSource, Table
 from schemas.names import CATALOGUE_SPLIT, CONTEXT, EVAL_SPLIT, TRAIN_SPLIT
 
+_PARQUET_BATCH_ROWS = 8192
+
 UserEvent = tuple[int, bytes, int]  # timestamp (ms), item id, level
+
+
+def open_rows(
+    handle: BinaryIO, file: str, table: Table, max_line_bytes: int
+) -> tuple[dict[str, int], Iterator[Row]]:
+    """Column -> index into the values of a row, and all rows of a file."""
+    if table.format == "parquet":
+        wanted = list(table.required_columns())
+        positions = {name: index for index, name in enumerate(wanted)}
+        return positions, _parquet_rows(open_parquet(handle, file), wanted)
+    lines = open_lines(handle, table, max_line_bytes)
+    columns = text_columns(lines, file, table)
+    return columns.positions, text_rows(lines, table, columns)
+
+
+def _parquet_rows(parquet: pq.ParquetFile, wanted: list[str]) -> Iterator[Row]:
+    for group in range(parquet.num_row_groups):
+        for first, batch in parquet_batches(parquet, wanted, group, _PARQUET_BATCH_ROWS):
+            if isinstance(batch, Row):
+                yield batch
+            else:
+                yield from rows_of_columns(
+                    {name: batch.column(name) for name in wanted},
+                    range(first, first + batch.num_rows),
+                )
 
 
 class TimelineEvent(NamedTuple):
@@ -238,13 +275,13 @@ class RowByRow:
     def read_file(self, name: str, file: str, table: Table) -> None:
         """Reads a file from start to end."""
         with open_input(file) as handle:
-            opened = open_rows(handle, file, table, self.data.max_line_bytes)
+            positions, rows = open_rows(handle, file, table, self.data.max_line_bytes)
             if isinstance(table, InteractionSource):
                 timed = self.data.split.kind == "time"
-                parse: Any = event_parser(table, opened.positions, self.objectives, timed)
+                parse: Any = event_parser(table, positions, self.objectives, timed)
             else:
-                parse = entity_parser(table, opened.positions)
-            for row in opened.rows:
+                parse = entity_parser(table, positions)
+            for row in rows:
                 self.read[name] += 1
                 fault = row.fault
                 if row.values is not None:

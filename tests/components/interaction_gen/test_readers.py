@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from components.interaction_gen.faults import shown
 from components.interaction_gen.levels import IGNORED_EVENT, NO_LEVEL, event_parser
-from components.interaction_gen.readers import BLANK_LINE, Row, open_rows
+from components.interaction_gen.readers import BLANK_LINE, Row
 from components.interaction_gen.values import (
     UnusableError,
     identifier,
@@ -21,6 +21,7 @@ from components.interaction_gen.values import (
     timestamp_reader,
 )
 from schemas.logs import InteractionSource
+from tests.components.interaction_gen.row_by_row import open_rows
 
 LIMIT = 1024
 
@@ -31,7 +32,7 @@ def log(**given: object) -> InteractionSource:
 
 
 def rows(content: bytes, table: InteractionSource) -> list[Row]:
-    return list(open_rows(io.BytesIO(content), "log", table, LIMIT).rows)
+    return list(open_rows(io.BytesIO(content), "log", table, LIMIT)[1])
 
 
 HEADERLESS = log(header=False, fields=["user_id", "item_id"])
@@ -81,7 +82,7 @@ def test_memory_does_not_grow_with_a_long_line() -> None:
             return b"x" * given
 
     tracemalloc.start()
-    (row,) = open_rows(Endless(), "log", HEADERLESS, LIMIT).rows  # type: ignore[arg-type]  # has read()
+    (row,) = open_rows(Endless(), "log", HEADERLESS, LIMIT)[1]  # type: ignore[arg-type]  # has read()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert row.fault is not None
@@ -120,9 +121,10 @@ def test_what_the_csv_module_writes_is_read_back(records) -> None:
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_name() -> None:
-    opened = open_rows(io.BytesIO(b"\xef\xbb\xbfuser_id,item_id\na,b\n"), "log", log(), LIMIT)
-    assert opened.positions == {"user_id": 0, "item_id": 1}
-    assert [row.values for row in opened.rows] == [["a", "b"]]
+    content = io.BytesIO(b"\xef\xbb\xbfuser_id,item_id\na,b\n")
+    positions, found = open_rows(content, "log", log(), LIMIT)
+    assert positions == {"user_id": 0, "item_id": 1}
+    assert [row.values for row in found] == [["a", "b"]]
 
 
 def test_json_lines() -> None:

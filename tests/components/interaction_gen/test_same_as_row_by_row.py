@@ -196,8 +196,8 @@ csv_logs = st.lists(
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BLOCK_BYTES", 300)
-    monkeypatch.setattr(batches, "_PARQUET_BATCH_ROWS", 7)
-    monkeypatch.setattr(reading, "_EVENTS_PER_FLUSH", 10)
+    monkeypatch.setattr(batches, "_EVENTS_PER_BATCH", 7)
+    monkeypatch.setattr(reading.LogReader, "_rows_per_flush", 10)
 
 
 @settings(max_examples=100, deadline=None)
@@ -393,7 +393,7 @@ def test_examples_are_the_bytes_of_tf_train_example(log, size, untimed) -> None:
     encoded = EncodedTimelines(
         timelines,
         pa.array(items, pa.large_binary()),
-        user_entries(ids, [None] * len(users), {}),
+        user_entries(ids, pa.nulls(len(users), pa.int32()), {}),
     )
     expected = []
     for user in users:
@@ -445,8 +445,8 @@ def records(outputs: Outputs) -> dict[tuple[str, int], list[bytes]]:
 @pytest.mark.parametrize("per_shard", [100, 10**6])
 def test_the_whole_ingestion(split, per_shard, tmp_path, outputs, monkeypatch) -> None:
     monkeypatch.setattr(batches, "BLOCK_BYTES", 20_000)
-    monkeypatch.setattr(reading, "_EVENTS_PER_FLUSH", 1500)
-    monkeypatch.setattr(reading, "_ENTITIES_PER_FLUSH", 50)
+    monkeypatch.setattr(reading.LogReader, "_rows_per_flush", 1500)
+    monkeypatch.setattr(reading.EntityReader, "_rows_per_flush", 50)
     monkeypatch.setattr(shards, "_ROWS_PER_SHARD", per_shard)
     monkeypatch.setattr(files, "RANGE_BYTES", 30_000)
     monkeypatch.setattr(extents, "_BLOCK_BYTES", 10_000)

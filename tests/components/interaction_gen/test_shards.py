@@ -109,7 +109,7 @@ def example_bytes(outputs: Outputs) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_order_of_rows_and_files_does_not_change_a_byte(tmp_path, outputs, monkeypatch) -> None:
     monkeypatch.setattr(shards, "_ROWS_PER_SHARD", 300)
-    monkeypatch.setattr(reading, "_EVENTS_PER_FLUSH", 200)
+    monkeypatch.setattr(reading.LogReader, "_rows_per_flush", 200)
     rng = np.random.default_rng(0)
     table = pa.table(
         {
