@@ -29,9 +29,8 @@ _REMOVED = np.float32(-1e9)  # finite, as a difference of two infinities would b
 class Batch:
     """One training step's input. Ids are vocabulary indices, -1 is padding."""
 
-    history_items: Ints  # [B, H]
+    history_items: Ints  # [B, H], column r holds the r-th most recent event
     history_levels: Ints  # [B, H]
-    history_ranks: Ints  # [B, H], 0 = most recent
     user_ids: Ints  # [B]
     features: dict[str, Ints]  # name -> [B, F]
     candidates: Ints  # [C] items
@@ -41,7 +40,7 @@ class Batch:
     # and beside it at the few places, each named once, where a row differs (removed: known to the
     # user, or liked at this level at any time; hard).
     offsets: npt.NDArray[np.float32]  # [C]
-    offset_places: npt.NDArray[np.int64]  # [M] row * C + column
+    offset_places: Ints  # [M] row * C + column
     offsets_there: npt.NDArray[np.float32]  # [M]
 
 
@@ -56,7 +55,7 @@ class _Rows:
 
 
 class _Met:
-    """The items that each timeline meets, once each, timeline after timeline."""
+    """The items that each timeline meets, once each, timeline after timeline, in their order."""
 
     def __init__(self, timelines: Timelines):
         owner = timelines.timeline_of
@@ -64,12 +63,13 @@ class _Met:
         key = owner[known].astype(np.int64) * (int(timelines.items.max(initial=0)) + 1)
         key += timelines.items[known]
         _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-        self.first_events = known[first]  # [P]
+        order = np.argsort(first)
+        self.first_events = known[first[order]]  # [P] ascending
         self.items = timelines.items[self.first_events]  # [P]
         self.best_levels = timelines.best_levels()[self.first_events]  # [P]
         self.offsets = np.searchsorted(owner[self.first_events], np.arange(len(timelines) + 1))
         self.of_event = np.full(len(owner), -1, np.int64)  # [E] where an event's item is, or -1
-        self.of_event[known] = inverse
+        self.of_event[known] = np.argsort(order)[inverse]
 
 
 class BatchMaker:
@@ -120,7 +120,10 @@ class BatchMaker:
         self._column_of = np.zeros(0, np.int32)  # [n_items] of one reader, see `batches`
         self._exact = negatives.exact(n_items)
         self._n_random = negatives.random
-        self._margin, self._apart = self._offsets_by_level(self._met.best_levels)
+        self._margin, apart = self._offsets_by_level(self._met.best_levels)
+        # Side by side, as one look-up takes half as long as two.
+        self._items_apart = np.zeros(len(apart), [("item", np.int32), ("apart", np.float32)])  # [P]
+        self._items_apart["item"], self._items_apart["apart"] = self._met.items, apart
         self.features = list(timelines.features)
         self.positives = timelines.positives(level)
         self.share = len(self.positives) / max(1, len(timelines.positives(0)))
@@ -262,11 +265,9 @@ class BatchMaker:
             column_of[candidates] = -1
         anonymous = self._rng.random(len(rows.timelines)) < self._stage.user_id_dropout
         history = rows.history
-        ranks = np.arange(history.shape[1], dtype=np.int32)
         return Batch(
             history_items=self._items[history],
             history_levels=timelines.levels[history],
-            history_ranks=np.broadcast_to(ranks, history.shape),
             user_ids=np.where(anonymous, self._n_users, timelines.user_ids[rows.timelines]).astype(
                 np.int32
             ),
@@ -281,23 +282,26 @@ class BatchMaker:
 
     def _offsets(
         self, rows: _Rows, log_counts: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    ) -> tuple[npt.NDArray[np.float32], Ints, npt.NDArray[np.float32]]:
         """`Batch.offsets`, `.offset_places` and `.offsets_there`."""
         met = self._met
         starts = met.offsets[rows.timelines]
         sizes = met.offsets[rows.timelines + 1] - starts
         before = np.cumsum(sizes) - sizes
         pairs = np.arange(sizes.sum()) + np.repeat(starts - before, sizes)
-        there = self._apart[pairs]
-        if self._ordered:  # then the history is a part of what was seen
-            seen = met.first_events[pairs] < np.repeat(rows.seen_until, sizes)
-            np.putmask(there, seen, _REMOVED)
-        else:
+        looked_up = self._items_apart[pairs]
+        column, there = looked_up["item"], looked_up["apart"].copy()
+        if not self._ordered:
             row = np.nonzero(rows.history >= 0)[0]
             known = met.of_event[rows.history[rows.history >= 0]]
             there[((before - starts)[row] + known)[known >= 0]] = _REMOVED
-        column = self._column_of[met.items[pairs]]
-        places = np.repeat(np.arange(len(sizes)) * len(log_counts), sizes) + column
+        elif self._level:  # the history is a part of what was seen; at level 0 all met is removed
+            seen_until = np.searchsorted(met.first_events, rows.seen_until)
+            np.putmask(there, pairs < np.repeat(seen_until, sizes), _REMOVED)
+        first_cells = np.arange(len(sizes), dtype=np.int32) * np.int32(len(log_counts))
+        if not self._exact:
+            column = self._column_of[column]
+        places = np.repeat(first_cells, sizes) + column
         if not self._exact:
             places, there = places[column >= 0], there[column >= 0]
         return log_counts.astype(np.float32) + self._margin, places, there

@@ -38,14 +38,14 @@ def negative_offsets(
 
     Args:
       offsets: [C] by candidate.
-      places: int64 [M] row * C + column, each at most once.
+      places: int32 [M] row * C + column, each at most once.
       there: [M] added at the places beside `offsets`.
       rows: scalar B.
     """
-    columns = tf.size(offsets, tf.int64)
+    columns = tf.size(offsets)
     beside = tf.raw_ops.SparseToDense(
         sparse_indices=places,
-        output_shape=[tf.cast(rows, tf.int64) * columns],
+        output_shape=[rows * columns],
         sparse_values=there,
         default_value=0.0,
         validate_indices=False,

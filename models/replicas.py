@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from models.settings import Distribution
 
-_OF_ROWS = ("history_items", "history_levels", "history_ranks", "user_ids", "positives")
+_OF_ROWS = ("history_items", "history_levels", "user_ids", "positives")
 
 
 class DistributionError(RuntimeError):
@@ -113,11 +113,13 @@ def rows_of_replica(batch: dict[str, Any]) -> dict[str, Any]:
     stop = (number + 1) * rows // context.num_replicas_in_sync
     columns = tf.size(batch["candidates"], tf.int64)
     places = batch["offset_places"]
-    here = (places >= start * columns) & (places < stop * columns)
+    here = (places >= tf.cast(start * columns, tf.int32)) & (
+        places < tf.cast(stop * columns, tf.int32)
+    )
     return batch | {
         **{name: batch[name][start:stop] for name in _OF_ROWS},
         "features": {name: ids[start:stop] for name, ids in batch["features"].items()},
-        "offset_places": tf.boolean_mask(places, here) - start * columns,
+        "offset_places": tf.boolean_mask(places, here) - tf.cast(start * columns, tf.int32),
         "offsets_there": tf.boolean_mask(batch["offsets_there"], here),
     }
 

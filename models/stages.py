@@ -390,7 +390,7 @@ def user_inputs(batch: TensorBatch) -> UserInputs:
     return UserInputs(
         history_items=batch["history_items"],
         history_levels=batch["history_levels"],
-        history_ranks=batch["history_ranks"],
+        history_ranks=tf.range(tf.shape(batch["history_items"])[1])[None, :],
         user_ids=batch["user_ids"],
         features=batch["features"],
     )

@@ -64,7 +64,7 @@ class UserInputs:
 
     history_items: tf.Tensor  # [B, H]
     history_levels: tf.Tensor  # [B, H]
-    history_ranks: tf.Tensor  # [B, H], 0 = the most recent event
+    history_ranks: tf.Tensor  # [B, H] or [1, H], 0 = the most recent event
     user_ids: tf.Tensor  # [B]
     features: dict[str, tf.Tensor]  # name -> [B, F]
 

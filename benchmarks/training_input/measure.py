@@ -30,7 +30,7 @@ from pipeline.dag import Workdir
 from pipeline.metadata.runs import read_run
 from pipeline.metadata.store import open_store
 
-_WARM_UP = 3  # passes, the first of which traces
+_WARM_UP = 3  # steps, the first of which traces
 
 
 def measure(
@@ -101,28 +101,26 @@ def _shortened(config: PipelineConfig, rounds: int) -> PipelineConfig:
 
 
 def _alone(maker: BatchMaker, task: StageTask, n: int) -> dict[str, Any]:
-    """The input without a step, and a bare loop over batches that lie in memory."""
+    """The input without a step, and a bare tf.function loop over batches that lie in memory."""
     dataset = dataset_of([maker])
     task.start(dataset.element_spec)
-    held = list(itertools.islice(dataset, n))
-    for batch in held[:_WARM_UP]:
-        task.step(batch)
+    held = dataset.take(n).cache()
+    batches = [batch for (batch,) in held]  # from here on they lie in memory
+    task.steps(iter(held), min(n, _WARM_UP))
 
     def read() -> None:
         for _ in itertools.islice(dataset, n):
             pass
 
     def train() -> None:
-        losses = [task.step(batch) for batch in held]
-        losses[-1].numpy()
+        loss, _ = task.steps(iter(held), n)
+        loss.numpy()
 
-    rows = sum(len(batch["user_ids"]) for (batch,) in held)
-    positives = sum(int(tf.math.count_nonzero(b["positives"] >= 0)) for (b,) in held)
     return {
-        "batches": len(held),
-        "rows": rows,
-        "positives": positives,
-        "candidates": len(held[0][0]["candidates"]),
+        "batches": len(batches),
+        "rows": sum(len(batch["user_ids"]) for batch in batches),
+        "positives": sum(int(tf.math.count_nonzero(b["positives"] >= 0)) for b in batches),
+        "candidates": len(batches[0]["candidates"]),
         "input": _timed(read),
         "step": _timed(train),
     }

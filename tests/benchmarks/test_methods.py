@@ -169,10 +169,13 @@ def test_a_joint_loss_is_the_weighted_sum_of_its_goals(split: Split, stage: Stag
 
     # The sum of two blocks' scores, by hand.
     batch = batches[1]
-    users = network.user_blocks(UserInputs(**{
-        name: batch[name]
-        for name in ("history_items", "history_levels", "history_ranks", "user_ids", "features")
-    }))  # fmt: skip
+    users = network.user_blocks(UserInputs(
+        history_ranks=tf.range(batch["history_items"].shape[1])[None, :],
+        **{
+            name: batch[name]
+            for name in ("history_items", "history_levels", "user_ids", "features")
+        },
+    ))  # fmt: skip
     items = network.item_blocks(batch["candidates"], {})
     scores = sum(users[k].numpy() @ items[k].numpy().T for k in (0, 1)) / stage.temperature
     losses, weights = [], []

@@ -93,7 +93,7 @@ def _rows(batch: Batch) -> list[tuple[int, list[tuple[int, int, int]], list[int]
                     (
                         int(batch.history_items[row, h]),
                         int(batch.history_levels[row, h]),
-                        int(batch.history_ranks[row, h]),
+                        int(h),
                     )
                     for h in known
                 ],
@@ -192,7 +192,6 @@ def test_an_ordered_batch_by_hand() -> None:
     assert batch.positives.tolist() == [[7, -1]]
     assert batch.history_items.tolist() == [[2, 5, 3]]
     assert batch.history_levels.tolist() == [[2, 0, 0]]
-    assert batch.history_ranks.tolist() == [[0, 1, 2]]
     assert (offsets_of(batch)[0] < GONE).tolist() == [i in (2, 3, 4, 5, 7) for i in range(N_ITEMS)]
     # At level 1 item 2 is the one positive of its run, and items of its moment are no history.
     rows = [r for b in _epoch(_maker([log], True, 1, targets_per_row=1)) for r in _rows(b)]
@@ -232,8 +231,7 @@ def test_dropout_hides_its_share_of_events_and_keeps_the_ranks_of_the_rest() -> 
     batch = next(maker.batches())
     hidden = batch.history_items < 0
     assert hidden.mean() == pytest.approx(0.3, abs=0.04)
-    assert np.array_equal(batch.history_ranks, np.tile(np.arange(8), (400, 1)))
-    assert np.all((batch.history_items == 7 - batch.history_ranks) | hidden)
+    assert np.all((batch.history_items == 7 - np.arange(8)) | hidden)
     assert (batch.user_ids == UNKNOWN_USER).mean() == pytest.approx(0.2, abs=0.08)
     assert np.all(offsets_of(batch) < GONE), "a hidden event is known all the same"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import tensorflow as tf
 
 from models import fitting
 from models.batches import BatchMaker
-from models.fitting import Fitted, Task, TensorBatch, fit
+from models.fitting import Fitted, Task, TensorBatch, dataset_of, fit
 from models.settings import NegativeSettings, StageSettings, TowerSettings, ValidationSettings
 from models.timelines import Timelines
+from tests.models.logs import timelines_of
 
 N = 24
 
@@ -210,7 +212,7 @@ def test_the_step_is_traced_once_whatever_a_batch_measures() -> None:
     assert sorted({len(ids) for ids in task.read}) == [3, 7]
     assert sum(fitted.round_rows) == sum(map(len, task.read))
     _fit(task, 1, makers=[_maker(batch_size=5)])
-    assert task.step.experimental_get_tracing_count() == 1
+    assert task.steps.experimental_get_tracing_count() == 1
 
 
 def test_a_step_reads_a_batch_of_every_maker() -> None:
@@ -235,3 +237,59 @@ def test_equal_seeds_read_equal_batches_in_every_fit() -> None:
     first = read(1)
     assert all(read(1) == first for _ in range(3))
     assert read(2) != first
+
+
+def test_a_batch_reaches_the_step_as_it_was_drawn() -> None:
+    """Every field of every maker's batches, though they travel as one array."""
+    timelines = timelines_of([[(4, 0, 1, 0), (2, 1, 2, 1), (3, 2, 3, 2)], [(1, 1, 1, 1)]])
+
+    def makers() -> list[BatchMaker]:
+        sampled = NegativeSettings(kind="sampled", random=3)
+        return [
+            BatchMaker(
+                timelines,
+                True,
+                level,
+                TowerSettings(history_length=5),
+                StageSettings(name="s", batch_size=2, history_dropout=0.0),
+                sampled,
+                6,
+                77,
+                seed=level,
+            )
+            for level in (0, 1)
+        ]
+
+    drawn = zip(*(maker.batches() for maker in makers()), strict=True)
+    for read, batches in itertools.islice(zip(dataset_of(makers()), drawn, strict=False), 5):
+        for found, batch in zip(read, batches, strict=True):
+            assert found.keys() == vars(batch).keys()
+            tf.nest.map_structure(_assert_equal, found, vars(batch))
+
+
+def _assert_equal(found: tf.Tensor, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
+
+
+def test_many_steps_are_run_in_calls_of_which_ctrl_c_waits_for_one() -> None:
+    task = _Pull()
+    calls: list[int] = []
+    fitted = _fit(_counting(task, calls), 2, round_steps=150)
+    assert calls == [64, 64, 22] * 2
+    assert (fitted.steps, fitted.round_rows) == (300, [150 * N, 150 * N])
+    losses = [(1 + _adam(1, n)) - 2 * (-1 + _adam(-2, n)) for n in range(300)]
+    np.testing.assert_allclose(fitted.losses, np.reshape(losses, [2, 150]).mean(1), rtol=1e-3)
+
+
+def _counting(task: _Pull, calls: list[int]) -> _Pull:
+    """The task, noting how many steps each call of `steps` is asked for."""
+    start = task.start
+
+    def noting_start(*args: Any) -> None:
+        start(*args)
+        steps = task.steps
+        task.steps = lambda batches, n: (calls.append(n), steps(batches, n))[1]
+
+    task.start = noting_start
+    return task

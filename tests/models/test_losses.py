@@ -311,13 +311,13 @@ def test_nothing_flows_back_into_upstream() -> None:
 def test_offsets_of_negatives_are_those_of_the_candidates_and_of_the_places() -> None:
     offsets = losses.negative_offsets(
         tf.constant([0.5, 0.0, 2.0]),
-        tf.constant([1, 6, 8], tf.int64),
+        tf.constant([1, 6, 8], tf.int32),
         tf.constant([-1e9, 1.25, -1e9]),
         tf.constant(3),
     )
     expected = [[0.5, -1e9, 2.0], [0.5, 0.0, 2.0], [1.75, 0.0, -1e9]]
     assert offsets.numpy().tolist() == expected
     none = losses.negative_offsets(
-        tf.zeros([2]), tf.zeros([0], tf.int64), tf.zeros([0]), tf.constant(2)
+        tf.zeros([2]), tf.zeros([0], tf.int32), tf.zeros([0]), tf.constant(2)
     )
     assert none.numpy().tolist() == [[0.0, 0.0]] * 2
