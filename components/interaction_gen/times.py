@@ -56,7 +56,7 @@ def _of_floats(values: Floats, known: Flags, unit: str) -> tuple[Ints, Flags]:
 
 def _of_texts(column: pa.BinaryArray, unit: str) -> tuple[Ints, Flags]:
     digits = digits_only(column)
-    text = column.cast(pa.string())
+    text = column.view(pa.string())  # a cast refuses all where one value does not decode
     if digits.all():
         values, known = numbers_of(text.cast(pa.int64()))
         return _of_integers(values, known, unit)

@@ -339,6 +339,7 @@ moments_ = st.one_of(
     ),
     arrays(st.sampled_from([T0, 4_102_444_800, 631_152_000]), pa.timestamp("s"), pa.date64()),
     arrays(SECONDS | ISO, pa.string(), pa.dictionary(pa.int8(), pa.string())),
+    arrays(st.sampled_from([b"1600000000", b"1600000000.5", b"\xff", b"\xff.5"]), pa.binary()),
     arrays(st.sampled_from([T0 + 0.25, T0 * 1000.5, float("nan"), -1.0]), pa.float64()),
     numbers_,
     others,
