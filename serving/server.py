@@ -28,6 +28,8 @@ from serving.warmup import load_warm
 _LOG = logging.getLogger(__name__)
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
+_DRAIN_SECONDS = 0.05  # without a new call: none is waiting
+_DRAIN_LOOKS = 20  # some clients never leave off
 
 
 class ModelServer:
@@ -204,6 +206,14 @@ class ModelServer:
     async def _close(self) -> None:
         if self._grpc is not None:
             await self._health.enter_graceful_shutdown()
+            # Of the calls that have arrived, gRPC hands over one at a time, and those that wait for
+            # that when it stops end as CANCELLED (https://github.com/grpc/grpc/issues/41785). So
+            # they are refused first, which clients know how to handle.
+            for _ in range(_DRAIN_LOOKS):
+                refused = self._versions.refused
+                await asyncio.sleep(_DRAIN_SECONDS)
+                if self._versions.refused == refused:
+                    break
             await self._grpc.stop(self.options.stop_grace_seconds)
         if self._rest is not None:
             await self._rest.cleanup()

@@ -103,6 +103,7 @@ class VersionManager:
         self._load_servable = load
         self._changed = threading.Condition()
         self._configuration = 0  # number of the last one, which alone is waited for
+        self.refused = 0  # calls that came after `interrupt`
         self._stopping = threading.Event()
         self._wake = threading.Event()  # there may be something to do for the watching thread
         # time.monotonic() of the next look at the base paths
@@ -249,8 +250,12 @@ class VersionManager:
           label: the version this label stands for.
 
         Raises:
-          ServingError: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a label.
+          ServingError: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a label,
+            UNAVAILABLE after `interrupt`.
         """
+        if self._stopping.is_set():
+            self.refused += 1
+            raise stopping()
         servable = self._acquire(name, version, label)
         try:
             yield servable
