@@ -272,24 +272,28 @@ def _assert_equal(found: tf.Tensor, expected: np.ndarray) -> None:
     assert np.array_equal(found, expected)
 
 
+class _Counting(_Pull):
+    """Notes how many steps each call of `steps` is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def start(self, inputs: Any, rate: float = 1.0) -> None:
+        super().start(inputs, rate)
+        run = self.steps
+
+        def counting(batches: Any, n: int) -> Any:
+            self.calls.append(n)
+            return run(batches, n)
+
+        self.steps = counting
+
+
 def test_many_steps_are_run_in_calls_of_which_ctrl_c_waits_for_one() -> None:
-    task = _Pull()
-    calls: list[int] = []
-    fitted = _fit(_counting(task, calls), 2, round_steps=150)
-    assert calls == [64, 64, 22] * 2
+    task = _Counting()
+    fitted = _fit(task, 2, round_steps=150)
+    assert task.calls == [64, 64, 22] * 2
     assert (fitted.steps, fitted.round_rows) == (300, [150 * N, 150 * N])
     losses = [(1 + _adam(1, n)) - 2 * (-1 + _adam(-2, n)) for n in range(300)]
     np.testing.assert_allclose(fitted.losses, np.reshape(losses, [2, 150]).mean(1), rtol=1e-3)
-
-
-def _counting(task: _Pull, calls: list[int]) -> _Pull:
-    """The task, noting how many steps each call of `steps` is asked for."""
-    start = task.start
-
-    def noting_start(*args: Any) -> None:
-        start(*args)
-        steps = task.steps
-        task.steps = lambda batches, n: (calls.append(n), steps(batches, n))[1]
-
-    task.start = noting_start
-    return task
