@@ -1,15 +1,13 @@
 """Dynamic batching: concurrent calls of one signature share a run of the graph.
 
-Who was answered together tends to come back together. So a batch waits, once a thread is free, for
-as many rows as the last one had, but no longer than a run takes: a lone call waits for nobody, and
-batches grow with the load. Written for one event loop; only `Batcher._run` leaves it.
+A batch starts as soon as a thread is free and takes what waits by then, so a lone call waits for
+nobody and batches grow with the load. Written for one event loop; only `Batcher._run` leaves it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -25,8 +23,6 @@ from serving.servable import Servable, Signature
 from serving.tensors import Array
 
 _Key = tuple[object, ...]
-
-_MAX_WAIT_SECONDS = 0.002  # for calls that may not come; a slow run would make it noticeable
 
 
 @dataclass(eq=False, slots=True)
@@ -115,7 +111,6 @@ class Batcher:
         self._threads = threads
         self._metrics = metrics
         self._queues: dict[_Key, _Queue] = {}
-        self._last_rows: weakref.WeakKeyDictionary[Signature, int] = weakref.WeakKeyDictionary()
         self._free_threads = options.num_batch_threads
         self._timer: asyncio.TimerHandle | None = None
 
@@ -168,13 +163,9 @@ class Batcher:
 
     def _time_to_wait(self, queue: _Queue) -> float:
         """Seconds until a queue may start; negative if it has waited longer than it had to."""
-        options, signature = self._options, queue.calls[0].signature
-        wanted, seconds = options.max_batch_size, options.batch_timeout_micros / 1e6
-        if not options.batch_timeout_micros:
-            wanted = min(self._last_rows.get(signature, 1), wanted)
-            seconds = min(signature.last_seconds, _MAX_WAIT_SECONDS)
-        wait = queue.calls[0].queued_at + seconds - time.monotonic()
-        return wait if queue.rows < wanted else min(wait, 0.0)
+        timeout = self._options.batch_timeout_micros / 1e6
+        wait = queue.calls[0].queued_at + timeout - time.monotonic()
+        return wait if queue.rows < self._options.max_batch_size else min(wait, 0.0)
 
     def _start_later(self, seconds: float) -> None:
         if self._timer is None:
@@ -197,12 +188,11 @@ class Batcher:
         return batch
 
     def _start(self, batch: list[Work]) -> None:
-        signature, servable = batch[0].signature, batch[0].servable
+        servable = batch[0].servable
         now = time.monotonic()
         for work in batch:
             self._metrics.queued(servable.name, now - work.queued_at)
-        self._last_rows[signature] = sum(work.rows for work in batch)
-        self._metrics.batch(servable.name, self._last_rows[signature])
+        self._metrics.batch(servable.name, sum(work.rows for work in batch))
         # The callers may leave before the run ends.
         servable.acquire()
         self._free_threads -= 1

@@ -21,8 +21,7 @@ class BatchingOptions:
 
     Attributes:
       max_batch_size: rows run together at most.
-      batch_timeout_micros: how long a batch that is not full waits for more; 0 = until it has as
-        many rows as the last one, no longer than that ran, and at most 2 ms.
+      batch_timeout_micros: how long a batch that is not full waits for more; 0 takes what is there.
       max_enqueued_batches: further full batches that may wait; a call beyond is refused.
       num_batch_threads: batches run at the same time.
     """

@@ -54,7 +54,6 @@ class Signature:
     """
 
     __slots__ = (
-        "__weakref__",
         "batchable",
         "defaults",
         "feeds",

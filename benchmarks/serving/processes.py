@@ -91,8 +91,8 @@ def our_server(
     """
     directory.mkdir(parents=True, exist_ok=True)
     batching = directory / "batching.txt"
-    # Few large batches: a run has a fixed cost that its rows share.
-    threads = max((os.cpu_count() or 1) // workers, 1)
+    # Few large batches: a run has a fixed cost that its rows share. The event loop needs a core.
+    threads = max((os.cpu_count() or 1) // workers - 1, 1)
     batching.write_text(
         f"max_batch_size {{ value: {_MAX_BATCH_SIZE} }} num_batch_threads {{ value: {threads} }}\n"
     )

@@ -273,52 +273,6 @@ def test_calls_that_do_not_fit_together_run_apart(servable: Servable, gate: Gate
     asyncio.run(test())
 
 
-def test_a_batch_waits_for_as_many_as_the_last_one_had(servable: Servable) -> None:
-    """.. and one that is as large starts at once."""
-
-    async def test() -> None:
-        with Gate() as threads:
-            batcher = Batcher(BatchingOptions(8, num_batch_threads=1), threads, Metrics())
-
-            async def together(n: int) -> None:
-                calls = [work(servable) for _ in range(n)]
-                for call in calls:
-                    batcher.submit(call)
-                threads.open.set()
-                await asyncio.gather(*(call.answer for call in calls))
-
-            await together(4)
-            assert threads.sizes == [1, 3]
-            servable.signatures["rows"].last_seconds = 100.0  # 2 ms is the limit
-            started = time.monotonic()
-            await together(3)
-            assert time.monotonic() - started < 1.0
-            assert threads.sizes == [1, 3, 3]
-            await together(2)
-            assert threads.sizes == [1, 3, 3, 2]
-
-    asyncio.run(test())
-
-
-def test_a_lone_call_after_a_lone_call_waits_for_nobody(servable: Servable) -> None:
-    async def test() -> None:
-        with Gate() as threads:
-            threads.open.set()
-            batcher = Batcher(BatchingOptions(8, num_batch_threads=4), threads, Metrics())
-            for _ in range(2):
-                call = work(servable)
-                batcher.submit(call)
-                await call.answer
-            servable.signatures["rows"].last_seconds = 100.0
-            calls = [work(servable) for _ in range(2)]
-            for call in calls:
-                batcher.submit(call)
-            await asyncio.gather(*(call.answer for call in calls))
-            assert threads.sizes == [1, 1, 1, 1]
-
-    asyncio.run(test())
-
-
 def test_what_is_ready_does_not_wait_behind_what_is_not(servable: Servable) -> None:
     async def test() -> None:
         with Gate() as threads:
