@@ -12,8 +12,9 @@ import tensorflow as tf
 from benchmarks.networks import BlockNetwork
 from models import losses
 from models.batches import BatchMaker
-from models.fitting import Task, TensorBatch, fit
+from models.fitting import Task, fit
 from models.held_out import HeldOut, Vectors
+from models.packing import TensorBatch
 from models.settings import ModelSettings, StageSettings, ValidationSettings
 from models.stages import RECALL_AT, TrainingData, offsets_of, user_inputs
 from models.towers import TowerSpec

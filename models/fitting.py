@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from models import replicas
 from models.batches import BatchMaker
+from models.packing import TensorBatch, TensorSpecs, chunk_sizes, chunks, specs_of, unpacked
 from models.settings import ValidationSettings
-
-TensorBatch = dict[str, Any]  # the fields of a `Batch`, as tensors
-TensorSpecs = dict[str, Any]  # their shapes and types
-
-_STEPS_PER_CALL = 64  # Ctrl-C waits for the end of a call
-
-_SPECS = {
-    "history_items": tf.TensorSpec([None, None], tf.int32),
-    "history_levels": tf.TensorSpec([None, None], tf.int32),
-    "user_ids": tf.TensorSpec([None], tf.int32),
-    "candidates": tf.TensorSpec([None], tf.int32),
-    "positives": tf.TensorSpec([None, None], tf.int32),
-    "log_q": tf.TensorSpec([None], tf.float32),
-    "offsets": tf.TensorSpec([None], tf.float32),
-    "offset_places": tf.TensorSpec([None], tf.int32),
-    "offsets_there": tf.TensorSpec([None], tf.float32),
-}
 
 
 @dataclass(frozen=True)
@@ -90,25 +73,27 @@ class Task(tfrs.Model):
             self.compile(optimizer=tf.keras.optimizers.legacy.Adam(self._learning_rate))
             self.optimizer._create_all_weights(self.moving)
             self._fresh = [variable.numpy() for variable in self.optimizer.variables()]
+            self._inputs = inputs
             self.steps = tf.function(
                 self._steps,
-                input_signature=(tf.data.IteratorSpec(inputs), tf.TensorSpec([], tf.int32)),
+                input_signature=(
+                    tf.TensorSpec([None], tf.int32),
+                    tf.TensorSpec([None, None], tf.int32),
+                ),
             )
         for variable, value in zip(self.optimizer.variables(), self._fresh, strict=True):
             variable.assign(value)
         self.optimizer.learning_rate = self._learning_rate * rate
 
-    def _steps(
-        self, batches: Iterator[tuple[TensorBatch, ...]], n: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`n` steps of all replicas in one call, so that no Python runs between two of them.
+    def _steps(self, contents: tf.Tensor, layout: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The steps of a `Chunk` in one call, so that no Python runs between two of them.
 
         Returns:
           Sum of their global losses, float64; number of rows that they read, int64.
         """
         loss, rows = tf.zeros([], tf.float64), tf.zeros([], tf.int64)
-        for _ in tf.range(n):
-            inputs = next(batches)
+        for step in layout:
+            inputs = unpacked(contents, step, self._inputs)
             loss += tf.cast(self._global_step(inputs), tf.float64)
             rows += tf.add_n([tf.size(batch["user_ids"], tf.int64) for batch in inputs])
         return loss, rows
@@ -162,36 +147,36 @@ def fit(
       rate: learning rate as a share of the task's.
     """
     started, cpu_started = time.monotonic(), time.process_time()
-    dataset = dataset_of(makers)
-    task.start(dataset.element_spec, rate)
+    task.start(specs_of(makers), rate)
     steps = max(
         max(maker.steps(), math.ceil(settings.round_steps * maker.share)) for maker in makers
     )
-    batches = iter(dataset)
+    sizes = chunk_sizes(steps)
     losses: list[float] = []
     recalls: list[float] = []
     round_seconds: list[float] = []
     step_seconds: list[float] = []
     round_rows: list[int] = []
     best: list[np.ndarray] = []
-    for number in range(1, rounds + 1):
-        began, loss, rows = time.monotonic(), 0.0, 0
-        for done in range(0, steps, _STEPS_PER_CALL):
-            summed, read = task.steps(batches, min(_STEPS_PER_CALL, steps - done))
-            loss, rows = loss + float(summed), rows + int(read)
-        losses.append(loss / steps)
-        step_seconds.append(round(time.monotonic() - began, 3))
-        round_rows.append(rows)
-        seen = ""
-        if validate is not None:
-            recalls.append(float(replicas.chiefs(np.array(validate()))))
-            seen = f", validation {recalls[-1]:.4f}"
-            if len(recalls) == int(np.argmax(recalls)) + 1:
-                best = [weight.numpy() for weight in task.moving]
-        round_seconds.append(round(time.monotonic() - started, 3))
-        tell(f"round {number}/{rounds}, loss {losses[-1]:.4f}{seen}, {round_seconds[-1]:.0f} s")
-        if recalls and number - (int(np.argmax(recalls)) + 1) >= settings.patience:
-            break
+    with contextlib.closing(chunks(makers, itertools.cycle(sizes))) as ahead:
+        for number in range(1, rounds + 1):
+            began, loss, rows = time.monotonic(), 0.0, 0
+            for chunk in itertools.islice(ahead, len(sizes)):
+                summed, read = task.steps(*chunk)
+                loss, rows = loss + float(summed), rows + int(read)
+            losses.append(loss / steps)
+            step_seconds.append(round(time.monotonic() - began, 3))
+            round_rows.append(rows)
+            seen = ""
+            if validate is not None:
+                recalls.append(float(replicas.chiefs(np.array(validate()))))
+                seen = f", validation {recalls[-1]:.4f}"
+                if len(recalls) == int(np.argmax(recalls)) + 1:
+                    best = [weight.numpy() for weight in task.moving]
+            round_seconds.append(round(time.monotonic() - started, 3))
+            tell(f"round {number}/{rounds}, loss {losses[-1]:.4f}{seen}, {round_seconds[-1]:.0f} s")
+            if recalls and number - (int(np.argmax(recalls)) + 1) >= settings.patience:
+                break
     for weight, value in zip(task.moving, best, strict=False):  # no best without validation
         weight.assign(value)
     return Fitted(
@@ -205,52 +190,3 @@ def fit(
         step_seconds=step_seconds,
         round_rows=round_rows,
     )
-
-
-def dataset_of(makers: Sequence[BatchMaker]) -> tf.data.Dataset:
-    """Tuples of one batch per maker, drawn ahead while a step runs.
-
-    A batch leaves Python as one array, cut up again in the graph: every array that a generator
-    yields costs some 50 us on its way, under the interpreter's lock.
-    """
-    specs = tuple(
-        _SPECS | {"features": dict.fromkeys(maker.features, tf.TensorSpec([None, None], tf.int32))}
-        for maker in makers
-    )
-
-    def draw() -> Iterator[npt.NDArray[np.int32]]:
-        for batches in zip(*(maker.batches() for maker in makers), strict=True):
-            yield _packed(tf.nest.flatten([vars(batch) for batch in batches]))
-
-    packed = tf.data.Dataset.from_generator(draw, output_signature=tf.TensorSpec([None], tf.int32))
-    return packed.map(lambda batch: _unpacked(batch, specs)).prefetch(2)
-
-
-def _packed(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int32]:
-    """Arrays of 4-byte numbers in one: [n] where each begins, [n] sizes, all shapes, contents.
-
-    Each begins at a multiple of 64 bytes: there TensorFlow shares a slice's memory, else it copies.
-    """
-    shapes = [size for array in arrays for size in array.shape]
-    sizes = [array.size for array in arrays]
-    aligned = (-(-size // 16) * 16 for size in [2 * len(arrays) + len(shapes), *sizes])
-    *begins, end = itertools.islice(itertools.accumulate(aligned), len(arrays) + 1)
-    packed = np.empty(end, np.int32)
-    header = [*begins, *sizes, *shapes]
-    packed[: len(header)] = header
-    for begin, size, array in zip(begins, sizes, arrays, strict=True):
-        packed[begin : begin + size] = np.ascontiguousarray(array).view(np.int32).ravel()
-    return packed
-
-
-def _unpacked(packed: tf.Tensor, specs: Any) -> Any:
-    """What `_packed` was given, in the structure of the specs."""
-    flat = tf.nest.flatten(specs)
-    ranks = [spec.shape.rank for spec in flat]
-    header = tf.split(packed[: 2 * len(flat) + sum(ranks)], [1] * (2 * len(flat)) + ranks)
-    begins, sizes, shapes = (header[i * len(flat) :][: len(flat)] for i in range(3))
-    arrays = [
-        tf.bitcast(tf.reshape(tf.slice(packed, begin, size), shape), spec.dtype)
-        for begin, size, shape, spec in zip(begins, sizes, shapes, flat, strict=True)
-    ]
-    return tf.nest.pack_sequence_as(specs, arrays)

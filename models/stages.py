@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from models import losses, masks, replicas
 from models.batches import BatchMaker
-from models.fitting import Fitted, Task, TensorBatch, fit
+from models.fitting import Fitted, Task, fit
 from models.held_out import HeldOut, cut
+from models.packing import TensorBatch
 from models.settings import ModelSettings, NegativeSettings, StageSettings
 from models.timelines import Timelines
 from models.towers import OUTPUT, TowerSpec, TwoTower, UserInputs

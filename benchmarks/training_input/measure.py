@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tfx.types import channel_utils, standard_artifacts
 
@@ -21,7 +22,7 @@ from components.cascaded_trainer.component import CascadedTrainer
 from components.cascaded_trainer.executor import Executor
 from models.batches import BatchMaker
 from models.features import FeatureKinds
-from models.fitting import dataset_of
+from models.packing import chunk_of, chunk_sizes, chunks, specs_of
 from models.settings import StageSettings
 from models.stages import StageTask
 from models.towers import TwoTower
@@ -102,25 +103,26 @@ def _shortened(config: PipelineConfig, rounds: int) -> PipelineConfig:
 
 def _alone(maker: BatchMaker, task: StageTask, n: int) -> dict[str, Any]:
     """The input without a step, and a bare tf.function loop over batches that lie in memory."""
-    dataset = dataset_of([maker])
-    task.start(dataset.element_spec)
-    held = dataset.take(n).cache()
-    batches = [batch for (batch,) in held]  # from here on they lie in memory
-    task.steps(iter(held), min(n, _WARM_UP))
+    task.start(specs_of([maker]))
+    batches = list(itertools.islice(maker.batches(), n))
+    drawn = iter(batches)
+    held = [chunk_of([(next(drawn),) for _ in range(size)]) for size in chunk_sizes(n)]
+    task.steps(*chunk_of([(batch,) for batch in batches[:_WARM_UP]]))
 
     def read() -> None:
-        for _ in itertools.islice(dataset, n):
+        for _ in chunks([maker], chunk_sizes(n)):
             pass
 
     def train() -> None:
-        loss, _ = task.steps(iter(held), n)
-        loss.numpy()
+        for chunk in held:
+            loss, _ = task.steps(*chunk)
+            loss.numpy()
 
     return {
-        "batches": len(batches),
-        "rows": sum(len(batch["user_ids"]) for batch in batches),
-        "positives": sum(int(tf.math.count_nonzero(b["positives"] >= 0)) for b in batches),
-        "candidates": len(batches[0]["candidates"]),
+        "batches": n,
+        "rows": sum(len(batch.user_ids) for batch in batches),
+        "positives": sum(int(np.count_nonzero(batch.positives >= 0)) for batch in batches),
+        "candidates": len(batches[0].candidates),
         "input": _timed(read),
         "step": _timed(train),
     }

@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from models import fitting
 from models.batches import BatchMaker
-from models.fitting import Fitted, Task, TensorBatch, dataset_of, fit
+from models.fitting import Fitted, Task, fit
+from models.packing import TensorBatch
 from models.settings import NegativeSettings, StageSettings, TowerSettings, ValidationSettings
 from models.timelines import Timelines
-from tests.models.logs import timelines_of
 
 N = 24
 
@@ -239,41 +239,8 @@ def test_equal_seeds_read_equal_batches_in_every_fit() -> None:
     assert read(2) != first
 
 
-def test_a_batch_reaches_the_step_as_it_was_drawn() -> None:
-    """Every field of every maker's batches, though they travel as one array."""
-    timelines = timelines_of([[(4, 0, 1, 0), (2, 1, 2, 1), (3, 2, 3, 2)], [(1, 1, 1, 1)]])
-
-    def makers() -> list[BatchMaker]:
-        sampled = NegativeSettings(kind="sampled", random=3)
-        return [
-            BatchMaker(
-                timelines,
-                True,
-                level,
-                TowerSettings(history_length=5),
-                StageSettings(name="s", batch_size=2, history_dropout=0.0),
-                sampled,
-                6,
-                77,
-                seed=level,
-            )
-            for level in (0, 1)
-        ]
-
-    drawn = zip(*(maker.batches() for maker in makers()), strict=True)
-    for read, batches in itertools.islice(zip(dataset_of(makers()), drawn, strict=False), 5):
-        for found, batch in zip(read, batches, strict=True):
-            assert found.keys() == vars(batch).keys()
-            tf.nest.map_structure(_assert_equal, found, vars(batch))
-
-
-def _assert_equal(found: tf.Tensor, expected: np.ndarray) -> None:
-    assert found.dtype == expected.dtype
-    assert np.array_equal(found, expected)
-
-
 class _Counting(_Pull):
-    """Notes how many steps each call of `steps` is asked for."""
+    """Notes how many steps each call of `steps` takes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,17 +250,17 @@ class _Counting(_Pull):
         super().start(inputs, rate)
         run = self.steps
 
-        def counting(batches: Any, n: int) -> Any:
-            self.calls.append(n)
-            return run(batches, n)
+        def counting(contents: tf.Tensor, layout: tf.Tensor) -> Any:
+            self.calls.append(len(layout))
+            return run(contents, layout)
 
         self.steps = counting
 
 
 def test_many_steps_are_run_in_calls_of_which_ctrl_c_waits_for_one() -> None:
     task = _Counting()
-    fitted = _fit(task, 2, round_steps=150)
-    assert task.calls == [64, 64, 22] * 2
-    assert (fitted.steps, fitted.round_rows) == (300, [150 * N, 150 * N])
-    losses = [(1 + _adam(1, n)) - 2 * (-1 + _adam(-2, n)) for n in range(300)]
-    np.testing.assert_allclose(fitted.losses, np.reshape(losses, [2, 150]).mean(1), rtol=1e-3)
+    fitted = _fit(task, 2, round_steps=10)
+    assert task.calls == [4, 4, 2] * 2
+    assert (fitted.steps, fitted.round_rows) == (20, [10 * N, 10 * N])
+    losses = [(1 + _adam(1, n)) - 2 * (-1 + _adam(-2, n)) for n in range(20)]
+    np.testing.assert_allclose(fitted.losses, np.reshape(losses, [2, 10]).mean(1), rtol=1e-3)

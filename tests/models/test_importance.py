@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from models import stages
 from models.batches import BatchMaker
-from models.fitting import TensorBatch
+from models.packing import TensorBatch
 from models.settings import (
     Importance,
     ModelSettings,

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from models import losses, stages
 from models.batches import Batch, BatchMaker
-from models.fitting import TensorBatch
 from models.held_out import HeldOut
+from models.packing import TensorBatch
 from models.settings import ModelSettings, NegativeSettings, StageSettings, ValidationSettings
 from models.stages import FrozenWeightsMovedError, StageTask, TrainingData, train_stage
 from models.towers import TwoTower
