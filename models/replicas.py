@@ -107,19 +107,17 @@ def rows_of_replica(batch: dict[str, Any]) -> dict[str, Any]:
     if not are_many():
         return batch
     context = tf.distribute.get_replica_context()
-    number = tf.cast(context.replica_id_in_sync_group, tf.int64)
-    rows = tf.shape(batch["user_ids"], tf.int64)[0]
+    number = tf.cast(context.replica_id_in_sync_group, tf.int32)
+    rows = tf.shape(batch["user_ids"])[0]
     start = number * rows // context.num_replicas_in_sync
     stop = (number + 1) * rows // context.num_replicas_in_sync
-    columns = tf.size(batch["candidates"], tf.int64)
+    columns = tf.size(batch["candidates"])
     places = batch["offset_places"]
-    here = (places >= tf.cast(start * columns, tf.int32)) & (
-        places < tf.cast(stop * columns, tf.int32)
-    )
+    here = (places >= start * columns) & (places < stop * columns)
     return batch | {
         **{name: batch[name][start:stop] for name in _OF_ROWS},
         "features": {name: ids[start:stop] for name, ids in batch["features"].items()},
-        "offset_places": tf.boolean_mask(places, here) - tf.cast(start * columns, tf.int32),
+        "offset_places": tf.boolean_mask(places, here) - start * columns,
         "offsets_there": tf.boolean_mask(batch["offsets_there"], here),
     }
 
