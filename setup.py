@@ -11,7 +11,9 @@ REQUIREMENTS = [
     "tensorflow-recommenders==0.7.7",  # works on Keras 2; newest release
     "scann==1.3.2",  # its operations are compiled for TensorFlow 2.16 and no other minor
     "tensorflow-serving-api==2.16.1",  # tfx-bsl 1.16 needs 2.16
-    "apache-beam==2.64.0",  # later releases drop `dill`, which tfx-bsl 1.16 imports
+    # The Flink runner of 2.62 is on Maven mirrors that lack those of 2.63 to 2.69; 2.72 no longer
+    # brings `dill`, which tfx-bsl 1.16 imports.
+    "apache-beam==2.62.0",
     # The next five come with TFX. They are pinned here because our code imports them itself.
     "ml-metadata==1.16.0",
     "tensorflow-data-validation==1.16.1",
@@ -21,7 +23,7 @@ REQUIREMENTS = [
     "numpy==1.26.4",  # TensorFlow 2.16 and pyarrow 10 are compiled against numpy 1
     "pyarrow==10.0.1",  # TFT, TFDV and tfx-bsl 1.16 accept only 10.x
     "protobuf==4.25.9",  # tfx 1.16 and ml-metadata 1.16 need protobuf 4
-    "grpcio==1.65.5",  # Beam 2.64 accepts nothing from 1.66 on
+    "grpcio==1.65.5",  # Beam 2.62 accepts nothing from 1.66 on
     "grpcio-health-checking==1.62.3",  # the newest that accepts protobuf 4
     "aiohttp==3.14.5",  # the REST interface
     "prometheus-client==0.26.0",  # the metrics page
@@ -34,7 +36,7 @@ REQUIREMENTS = [
     "rich==15.0.0",  # same
     "pydantic==2.14.3",  # the texts of configuration errors are built on its error types
     "PyYAML==6.0.3",  # configuration files
-    "setuptools>=80,<81",  # 81 drops pkg_resources, which TFX 1.16 and Beam 2.64 import
+    "setuptools>=80,<81",  # 81 drops pkg_resources, which TFX 1.16 and Beam 2.62 import
 ]
 
 # What benchmarks/ compares with and drives; nothing that runs in production needs them.

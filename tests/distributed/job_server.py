@@ -40,7 +40,7 @@ class JobServer:
 
     Attributes:
       classpath: for `java -cp`.
-      beam: version of the job server, which need not be that of the Python SDK.
+      beam: version of the job server; that of the Python SDK, unless the jar was named.
       flink: version.
     """
 
@@ -67,7 +67,7 @@ class JobServer:
 
 
 def find_job_server(cache: Path, maven: str | None = None) -> JobServer:
-    """Returns the job server of the pinned Beam, or else that of tests/distributed/flink/pom.xml.
+    """Returns the job server of the pinned Beam: its jar, or else its libraries.
 
     What was fetched once is taken from then on.
 
@@ -82,7 +82,8 @@ def find_job_server(cache: Path, maven: str | None = None) -> JobServer:
         return JobServer.of(Path(given))
     pinned = cache / _JAR
     # Another pom.xml is another directory.
-    library = cache / f"flink-job-server-{hashlib.sha256(POM.read_bytes()).hexdigest()[:12]}"
+    pom = hashlib.sha256(POM.read_bytes()).hexdigest()[:12]
+    library = cache / f"flink-job-server-{apache_beam.__version__}-{pom}"
     for path in (pinned, library):
         if path.exists():
             return JobServer.of(path)
@@ -118,6 +119,7 @@ def _single_jar(scratch: Path) -> tuple[list[str], Path]:
 def _all_jars(scratch: Path) -> tuple[list[str], Path]:
     return [
         f"--file={POM}",
+        f"-Dbeam.version={apache_beam.__version__}",
         "dependency:copy-dependencies",
         "-DincludeScope=runtime",
         f"-DoutputDirectory={scratch}",
