@@ -64,10 +64,12 @@ class _Met:
         key += timelines.items[known]
         _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
         order = np.argsort(first)
-        self.first_events = known[first[order]]  # [P] ascending
-        self.items = timelines.items[self.first_events]  # [P]
-        self.best_levels = timelines.best_levels()[self.first_events]  # [P]
-        self.offsets = np.searchsorted(owner[self.first_events], np.arange(len(timelines) + 1))
+        first_events = known[first[order]]  # [P] ascending
+        self.items = timelines.items[first_events]  # [P]
+        self.best_levels = timelines.best_levels()[first_events]  # [P]
+        self.offsets = np.searchsorted(owner[first_events], np.arange(len(timelines) + 1))
+        # [E + 1] how many were met before each event
+        self.before = np.searchsorted(first_events, np.arange(len(owner) + 1))
         self.of_event = np.full(len(owner), -1, np.int64)  # [E] where an event's item is, or -1
         self.of_event[known] = np.argsort(order)[inverse]
 
@@ -296,8 +298,7 @@ class BatchMaker:
             known = met.of_event[rows.history[rows.history >= 0]]
             there[((before - starts)[row] + known)[known >= 0]] = _REMOVED
         elif self._level:  # the history is a part of what was seen; at level 0 all met is removed
-            seen_until = np.searchsorted(met.first_events, rows.seen_until)
-            np.putmask(there, pairs < np.repeat(seen_until, sizes), _REMOVED)
+            np.putmask(there, pairs < np.repeat(met.before[rows.seen_until], sizes), _REMOVED)
         first_cells = np.arange(len(sizes), dtype=np.int32) * np.int32(len(log_counts))
         if not self._exact:
             column = self._column_of[column]
