@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tensorflow_serving.apis import predict_pb2
 
 from serving import predict
+from serving.aside import LARGE_BYTES, aside
 from serving.batching import Batcher, Work, batch_rows, deadline_exceeded, milliseconds_until
 from serving.metrics import Metrics
 from serving.model_spec import model_key
@@ -110,7 +111,8 @@ class Engine:
             signature = predict.find_signature(servable, request.model_spec.signature_name)
             if self.options.check_method_names:
                 predict.check_method(signature, "predict", predict.PREDICT_METHOD)
-            feeds = predict.decode_inputs(signature, request.inputs)
+            large = request.ByteSize() > LARGE_BYTES
+            feeds = await aside(large, predict.decode_inputs, signature, request.inputs)
             outputs = predict.select_outputs(signature, request.output_filter)
             results = await self.run(servable, signature, feeds, outputs, deadline, predict.API)
             return predict.respond(servable, signature, outputs, results)

@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 _MAX_TENSOR_BYTES = 2**31 - 1
 # Without this limit a request of a few bytes (one value, a huge shape) could claim all memory.
 _MAX_REPEATED_BYTES = 2**26
+_PIECE = 2**18  # values, read in some 10 ms
 
 
 class TensorParseError(ValueError):
@@ -102,12 +103,11 @@ def _from_content(content: bytes, encoding: _Encoding, count: int) -> Array:
 
 
 def _from_values(values: Any, encoding: _Encoding, count: int) -> Array:
-    sent = len(values)
     # half_val and int_val are int32 on the wire; narrower types keep the low bits, as in C++.
     if encoding.field == "half_val":
-        flat: Array = np.fromiter(values, np.int32, sent).astype(np.uint16)
+        flat: Array = _read(values, np.dtype(np.int32)).astype(np.uint16)
     else:
-        flat = np.fromiter(values, encoding.wire, sent)
+        flat = _read(values, encoding.wire)
     if encoding.bits:
         if flat.nbytes % encoding.dtype.itemsize:
             raise TensorParseError("complex values are pairs, an odd number was sent")
@@ -129,6 +129,18 @@ def _from_values(values: Any, encoding: _Encoding, count: int) -> Array:
     else:
         full[:] = b"" if encoding.dtype.hasobject else 0
     return full
+
+
+def _read(values: Any, dtype: np.dtype[Any]) -> Array:
+    """The values of a repeated field. Other threads get their turn at the interpreter between
+    pieces, as numpy holds its lock while it reads one."""
+    sent = len(values)
+    if sent <= _PIECE:
+        return np.fromiter(values, dtype, sent)
+    flat: Array = np.empty(sent, dtype)
+    for start in range(0, sent, _PIECE):
+        flat[start : start + _PIECE] = np.fromiter(values[start : start + _PIECE], dtype)
+    return flat
 
 
 def fill_proto(array: Array, proto: tensor_pb2.TensorProto) -> None:

@@ -27,6 +27,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving import inference, model_info, predict
+from serving.aside import LARGE_BYTES, aside
 from serving.engine import Engine
 from serving.errors import ServingError, invalid_argument
 from serving.rest import json_examples, json_tensor, json_text
@@ -37,9 +38,7 @@ _LOG = logging.getLogger(__name__)
 _ENTRYPOINT = "REST"
 _SIGNATURE_DEF = "signature_def"
 _MAX_BODY_BYTES = 2**28
-# Work on more than this is done outside the event loop, which other calls need.
-_LARGE_BODY_BYTES = 2**20
-_LARGE_ANSWER_ELEMENTS = 20_000
+_LARGE_ANSWER_ELEMENTS = 20_000  # encoding more is long work
 _MAX_INT64 = 2**63 - 1
 _INT64_DIGITS = 19
 
@@ -198,8 +197,8 @@ class _RestApi:
         deadline = started + timeout if timeout > 0 else None
         self._running += 1
         try:
-            large = len(body) > _LARGE_BODY_BYTES
-            document = await _run(large, json_text.parse, body)
+            large = len(body) > LARGE_BYTES
+            document = await aside(large, json_text.parse, body)
             signature_name = _signature_name(document)
             if target.call == "predict":
                 return await self._predict(target, document, signature_name, large, deadline)
@@ -218,7 +217,7 @@ class _RestApi:
         engine = self._engine
         with engine.versions.lease(target.model, target.version, target.label) as servable:
             signature = _find_signature(servable, signature_name)
-            feeds, form = await _run(large, json_tensor.decode, document, signature.inputs)
+            feeds, form = await aside(large, json_tensor.decode, document, signature.inputs)
             if self._options.check_method_names:
                 predict.check_method(signature, "predict", predict.PREDICT_METHOD)
             predict.check_names(signature, feeds)
@@ -233,7 +232,7 @@ class _RestApi:
             )
         large = sum(result.size for result in results) > _LARGE_ANSWER_ELEMENTS
         named = dict(zip(outputs, results, strict=True))
-        return await _run(large, json_tensor.encode, named, form)
+        return await aside(large, json_tensor.encode, named, form)
 
     async def _infer(
         self,
@@ -285,10 +284,6 @@ async def _read(request: web.Request) -> bytes:
         return b""  # compressed data that is none; no body either for TensorFlow Serving
     except ConnectionError:
         raise ServingError(grpc.StatusCode.CANCELLED, "The client closed the connection") from None
-
-
-async def _run(in_thread: bool, function: Any, *values: Any) -> Any:
-    return await asyncio.to_thread(function, *values) if in_thread else function(*values)
 
 
 def _signature_name(document: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import hypothesis.extra.numpy as np_strategies
@@ -151,3 +153,17 @@ def test_array_without_encoding_is_refused() -> None:
 def test_non_contiguous_arrays_are_encoded_in_their_order() -> None:
     array = np.arange(6, dtype=np.float16).reshape(2, 3).T
     assert_same(tensors.to_array(encoded(array)), np.ascontiguousarray(array))
+
+
+def test_other_threads_run_while_a_long_field_is_read() -> None:
+    sent = np.arange(4_000_000, dtype=np.float32)
+    proto = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=sent.tolist())
+    proto.tensor_shape.dim.add().size = len(sent)
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(tensors.to_array, proto)
+        turns = 0
+        while not reading.done():
+            time.sleep(0.001)
+            turns += 1
+    np.testing.assert_array_equal(reading.result(), sent)
+    assert turns >= 5  # once per piece; without pieces there is one at the end
