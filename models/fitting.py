@@ -98,6 +98,9 @@ class Task(tfrs.Model):
             rows += tf.add_n([tf.size(batch["user_ids"], tf.int64) for batch in inputs])
         return loss, rows
 
+    # Nothing in a step branches on a tensor, and AutoGraph's rewriting of all that it calls takes
+    # longer than tracing it does.
+    @tf.autograph.experimental.do_not_convert
     def _global_step(self, inputs: tuple[TensorBatch, ...]) -> tf.Tensor:
         """One step of all replicas on their shares of the global batches: the global loss."""
         strategy = tf.distribute.get_strategy()
