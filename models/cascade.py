@@ -16,6 +16,7 @@ from models.settings import ModelSettings, StageSettings
 from models.stages import (
     Progress,
     StageReport,
+    StageTask,
     TrainingData,
     frozen_sha256,
     refit_stage,
@@ -67,13 +68,18 @@ class Cascade:
         if everything and self.served is self.chosen:
             self.served = TwoTower(self.chosen.spec, seed)
             self.served.adopt(self.chosen, 0)
-        report = train_stage(self.chosen, data, stage, settings, model, seed, progress)
+        task = StageTask(self.chosen, data.item_features, stage, settings)
+        report = train_stage(task, data, model, seed, progress)
         if everything is None:
             return report
         self.served.adopt(self.chosen, stage)
-        report.phases.append(
-            refit_stage(self.served, everything, stage, settings, model, seed, progress)
-        )
+        # The step was traced over the variables of the chosen network. Tracing it again over those
+        # of the served one takes as long as a round: they lend it their values instead.
+        self.chosen.swap(self.served)
+        try:
+            report.phases.append(refit_stage(task, everything, model, seed, progress))
+        finally:
+            self.chosen.swap(self.served)
         report.upstream_sha256 = frozen_sha256(self.served, stage)
         return report
 

@@ -114,24 +114,16 @@ class FrozenWeightsMovedError(RuntimeError):
 
 
 def train_stage(
-    towers: TwoTower,
-    data: TrainingData,
-    stage: int,
-    settings: StageSettings,
-    model: ModelSettings,
-    seed: int,
-    progress: Progress,
+    task: StageTask, data: TrainingData, model: ModelSettings, seed: int, progress: Progress
 ) -> StageReport:
-    """Trains `stage` in place; afterwards its neurons are final and the next stage has its own.
+    """Trains the task's stage in place; afterwards its neurons are final, the next has its own.
 
     Runs on all devices of the strategy in whose scope it is called and the towers were made.
     The last stage keeps everything it was given: no mask, no recovery.
 
     Args:
-      towers: the network as the previous stage left it.
+      task: over the network as the previous stage left it.
       data: training and validation events.
-      stage: index of the objective, 0 first.
-      settings: of this objective.
       model: what all objectives share.
       seed: of initial weights, shuffling, dropout and negatives.
       progress: called with a line of text after every round.
@@ -141,6 +133,7 @@ def train_stage(
         (`TwoTower.release`).
       FrozenWeightsMovedError: the bit-exact guarantee of METHOD 1.3 does not hold.
     """
+    towers, stage, settings = task.towers, task.stage, task.settings
     report = StageReport(
         stage=stage,
         objective=settings.name,
@@ -149,7 +142,6 @@ def train_stage(
         layers={name: len(owners) for name, owners in towers.owners.items()},
     )
     frozen = frozen_sha256(towers, stage)
-    task = StageTask(towers, data.item_features, stage, settings)
     maker = data.batch_maker(towers.spec, stage, settings, model.negatives, seed + stage)
     if not len(maker.positives):
         raise ValueError(
@@ -187,21 +179,13 @@ def train_stage(
 
 
 def refit_stage(
-    towers: TwoTower,
-    data: TrainingData,
-    stage: int,
-    settings: StageSettings,
-    model: ModelSettings,
-    seed: int,
-    progress: Progress,
+    task: StageTask, data: TrainingData, model: ModelSettings, seed: int, progress: Progress
 ) -> Phase:
-    """Goes on training what `stage` owns, gently and without validation; owners stay as they are.
+    """Goes on training what the stage owns, gently and without validation; owners stay as they are.
 
     Args:
-      towers: the network, this stage already trained.
+      task: over a network whose stage is already trained.
       data: see `TrainingData.refit`.
-      stage: index of the objective.
-      settings: of this objective.
       model: what all objectives share.
       seed: of shuffling, dropout and negatives.
       progress: called with a line of text after every round.
@@ -210,8 +194,8 @@ def refit_stage(
       ValueError: training diverged.
       FrozenWeightsMovedError: as in `train_stage`.
     """
+    towers, stage, settings = task.towers, task.stage, task.settings
     frozen = frozen_sha256(towers, stage)
-    task = StageTask(towers, data.item_features, stage, settings)
     maker = data.batch_maker(
         towers.spec, stage, settings, model.negatives, seed + towers.spec.n_objectives + stage
     )
@@ -271,9 +255,9 @@ class StageTask(Task):
         settings: StageSettings,
     ):
         super().__init__(settings.learning_rate)
-        self._towers = towers
-        self._stage = stage
-        self._settings = settings
+        self.towers = towers
+        self.stage = stage
+        self.settings = settings
         self._item_features = {name: tf.constant(ids) for name, ids in item_features.items()}
         # Variables, so that the step is traced once although CPP changes what the stage owns.
         self._block = tf.Variable(self._owned_outputs(stage), trainable=False)
@@ -286,17 +270,17 @@ class StageTask(Task):
 
     def take_ownership(self) -> None:
         """Reads anew from the towers what the stage owns."""
-        self._block.assign(self._owned_outputs(self._stage))
-        for name, mask in self._towers.trainable_masks(self._stage).items():
+        self._block.assign(self._owned_outputs(self.stage))
+        for name, mask in self.towers.trainable_masks(self.stage).items():
             self._masks[name].assign(mask)
 
     def _owned_outputs(self, stage: int) -> npt.NDArray[np.float32]:
-        return (self._towers.owners[OUTPUT] == stage).astype(np.float32)
+        return (self.towers.owners[OUTPUT] == stage).astype(np.float32)
 
     @property
     def moving(self) -> list[tf.Variable]:
         """The weights of which the stage may move a part."""
-        return [self._towers.weights[name] for name in self._names]
+        return [self.towers.weights[name] for name in self._names]
 
     def masked(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
         """The gradients of `moving`, exactly 0 where the stage owns nothing."""
@@ -307,8 +291,8 @@ class StageTask(Task):
 
     def compute_loss(self, inputs: tuple[TensorBatch, ...], training: bool = False) -> tf.Tensor:
         """Softmax loss of a `batches.Batch` at this stage's level (METHOD 1.1, 1.5, 1.6)."""
-        (batch,), settings = inputs, self._settings
-        users = self._towers.users(user_inputs(batch))
+        (batch,), settings = inputs, self.settings
+        users = self.towers.users(user_inputs(batch))
         items = self.items(batch["candidates"])
         scores = tf.matmul(
             _normalised(users, self._block), _normalised(items, self._block), transpose_b=True
@@ -333,10 +317,10 @@ class StageTask(Task):
 
         What depends on data is a mean over a few batches of the maker.
         """
-        if self._settings.importance == "l1":
-            return self._towers.importance()
+        if self.settings.importance == "l1":
+            return self.towers.importance()
         measure = {"activation": self._activations, "gradient": self._sensitivities}[
-            self._settings.importance
+            self.settings.importance
         ]
         measured = [
             measure(tf.nest.map_structure(tf.constant, vars(batch)))
@@ -347,14 +331,14 @@ class StageTask(Task):
     def _activations(self, batch: TensorBatch) -> dict[str, masks.Importances]:
         """Mean absolute output of every neuron."""
         ids = batch["candidates"]
-        return self._towers.activations(user_inputs(batch), ids, self._features_of(ids))
+        return self.towers.activations(user_inputs(batch), ids, self._features_of(ids))
 
     def _sensitivities(self, batch: TensorBatch) -> dict[str, masks.Importances]:
         """Sum over the incoming weights of every neuron of |gradient x weight|."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss((batch,))
         gradients = tape.gradient(loss, self.moving, unconnected_gradients="zero")
-        return self._towers.incoming(
+        return self.towers.incoming(
             {
                 name: np.abs(tf.convert_to_tensor(gradient).numpy() * weight.numpy())
                 for name, gradient, weight in zip(self._names, gradients, self.moving, strict=True)
@@ -363,7 +347,7 @@ class StageTask(Task):
 
     def items(self, ids: tf.Tensor) -> tf.Tensor:
         """Raw outputs [C, D] of the item tower for the items [C]."""
-        return self._towers.items(ids, self._features_of(ids))
+        return self.towers.items(ids, self._features_of(ids))
 
     def _features_of(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.gather(table, ids) for name, table in self._item_features.items()}
@@ -374,9 +358,9 @@ class StageTask(Task):
 
     def vectors(self, held_out: HeldOut) -> tuple[npt.NDArray, npt.NDArray]:
         """(queries [Q, D], items [N, D]): all blocks up to this stage's own, weighing 1."""
-        spec = self._towers.spec
+        spec = self.towers.spec
         users = [
-            self._vector(self._towers.users(inputs))
+            self._vector(self.towers.users(inputs))
             for inputs in held_out.user_inputs(spec.towers.history_length, spec.n_users)
         ]
         return np.concatenate(users), self._vector(self.items(tf.range(spec.n_items)))

@@ -351,6 +351,14 @@ class TwoTower(tf.Module):
         for name, weight in self.weights.items():
             weight.assign(np.where(earlier[name], weight.numpy(), other.weights[name].numpy()))
 
+    def swap(self, other: TwoTower) -> None:
+        """Exchanges the values of all weights, and the owners, with a network of the same spec."""
+        self.owners, other.owners = other.owners, self.owners
+        for name, weight in self.weights.items():
+            value = weight.numpy()
+            weight.assign(other.weights[name].numpy())
+            other.weights[name].assign(value)
+
     def _input_owners(self, layer: _Layer) -> masks.Owners:
         return np.concatenate([self.owners[name] for name in layer.inputs])
 

@@ -240,10 +240,10 @@ class ClusterWorld:
         for stage in range(n_stages):
             cascade.reports.append(
                 train_stage(
-                    cascade.towers,
+                    StageTask(
+                        cascade.towers, cascade.data.item_features, stage, cascade.settings[stage]
+                    ),
                     cascade.data,
-                    stage,
-                    cascade.settings[stage],
                     cascade.model,
                     seed,
                     cascade.told.append,
@@ -285,7 +285,7 @@ def cascade(world: ClusterWorld) -> Cascade:
     def noting_start(task: StageTask, *args: Any) -> None:
         start(task, *args)
         norms = [float(tf.norm(tf.cast(v, tf.float32))) for v in task.optimizer.variables()]
-        optimisers.append(StartedOptimiser(task._stage, task.optimizer, norms))
+        optimisers.append(StartedOptimiser(task.stage, task.optimizer, norms))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TwoTower, "release", noting_release)

@@ -12,7 +12,7 @@ import pytest
 from models import cascade as cascades
 from models.cascade import Cascade
 from models.settings import ModelSettings, ValidationSettings
-from models.stages import TrainingData, frozen_sha256
+from models.stages import StageTask, TrainingData, frozen_sha256
 from models.timelines import Timelines
 from models.towers import TwoTower
 
@@ -97,14 +97,43 @@ def test_a_refit_moves_the_weights_of_its_own_stage_only(world: Any, trained: An
     towers = TwoTower(both.served.spec, 5)
     towers.adopt(both.served, 0)
     before = _weights(towers)
-    settings = world.stages()[1]
-    cascades.refit_stage(towers, data.refit(), 1, settings, _model(), 3, lambda _: None)
+    task = StageTask(towers, data.item_features, 1, world.stages()[1])
+    cascades.refit_stage(task, data.refit(), _model(), 3, lambda _: None)
     for name, mask in towers.trainable_masks(1).items():
         mask = np.broadcast_to(mask, before[name].shape)
         after = towers.weights[name].numpy()
         assert np.array_equal(after[~mask], before[name][~mask]), name
         if mask.any():
             assert not np.array_equal(after[mask], before[name][mask]), name
+
+
+def test_the_refit_is_that_of_the_served_network_though_the_step_of_the_chosen_one_does_it(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a task of its own over the served network."""
+    model, settings = _model(), world.stages(rounds=2, recovery_rounds=1)
+    data = _data(world, model)
+    both = Cascade.start(world.towers().spec, 1)
+    both.train(data, 0, settings[0], model, 1, lambda _: None)
+    alone = TwoTower(both.served.spec, 5)
+    alone.adopt(both.served, 0)
+    traced: list[int] = []
+    refit_stage = cascades.refit_stage
+
+    def noting(task: StageTask, *args: Any) -> Any:
+        phase = refit_stage(task, *args)
+        traced.append(task.steps.experimental_get_tracing_count())
+        return phase
+
+    monkeypatch.setattr(cascades, "refit_stage", noting)
+    report = both.train(data, 1, settings[1], model, 1, lambda _: None)
+    alone.adopt(both.chosen, 1)
+    task = StageTask(alone, data.item_features, 1, settings[1])
+    phase = refit_stage(task, data.refit(), model, 1, lambda _: None)
+    assert _same(alone, both.served)
+    assert not _same(alone, both.chosen)
+    assert phase.fitted.losses == report.phases[-1].fitted.losses
+    assert traced == [1]  # training, recovery and refit in one graph
 
 
 def test_adopting_takes_a_stage_and_leaves_the_ones_before(trained: Any) -> None:

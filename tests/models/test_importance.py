@@ -234,7 +234,8 @@ def test_a_stage_releases_by_its_settings(
     model = ModelSettings.parse(
         {"towers": towers.spec.towers.model_dump(), "validation": {"share": 0, "round_steps": 2}}
     )
-    train_stage(towers, _data(), 0, settings, model, 3, lambda text: None)
+    task = StageTask(towers, ITEM_FEATURES, 0, settings)
+    train_stage(task, _data(), model, 3, lambda text: None)
     assert released == [(measured[0], rule)]
     owned = np.bincount(towers.owners[OUTPUT], minlength=2)
     assert owned.min() >= 1

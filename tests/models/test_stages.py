@@ -331,7 +331,8 @@ def test_validation_ranks_by_the_blocks_so_far_and_keeps_the_best_round(
     for name, weight in towers.weights.items():
         weight.assign(cascade.weights[1][name])
     settings = cascade.settings[2].model_copy(update={"rounds": 8})
-    fitted = train_stage(towers, data, 2, settings, model, 1, lambda _: None).phases[0].fitted
+    task = StageTask(towers, data.item_features, 2, settings)
+    fitted = train_stage(task, data, model, 1, lambda _: None).phases[0].fitted
     assert fitted.kept_round == int(np.argmax(fitted.recalls)) + 1
     assert len(fitted.recalls) == min(8, fitted.kept_round + 2)
     recalls = []
@@ -360,17 +361,15 @@ class _LeakyTask(StageTask):
         return gradients
 
 
-def test_a_stage_that_moves_frozen_weights_is_refused(
-    world: Any, cascade: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_moves_frozen_weights_is_refused(world: Any, cascade: Any) -> None:
     towers = world.towers()
     towers.owners = {name: owners.copy() for name, owners in cascade.owners[0].items()}
     for name, weight in towers.weights.items():
         weight.assign(cascade.weights[0][name])
-    monkeypatch.setattr(stages, "StageTask", _LeakyTask)
     fast = cascade.settings[1].model_copy(update={"rounds": 1, "recovery_share": 0.0})
+    task = _LeakyTask(towers, cascade.data.item_features, 1, fast)
     with pytest.raises(FrozenWeightsMovedError, match="before 'click' changed"):
-        train_stage(towers, cascade.data, 1, fast, cascade.model, 1, lambda _: None)
+        train_stage(task, cascade.data, cascade.model, 1, lambda _: None)
 
 
 def test_the_hash_of_what_is_frozen_sees_one_changed_bit_and_only_there(cascade: Any) -> None:
@@ -398,16 +397,9 @@ def test_the_hash_of_what_is_frozen_sees_one_changed_bit_and_only_there(cascade:
 def test_an_objective_without_positives_is_refused_by_name(world: Any) -> None:
     data = world.data()
     data.timelines.targets[:] = np.minimum(data.timelines.targets, 0)
+    task = StageTask(world.towers(), data.item_features, 1, StageSettings(name="click"))
     with pytest.raises(ValueError, match="objective 'click' has no positive"):
-        train_stage(
-            world.towers(),
-            data,
-            1,
-            StageSettings(name="click"),
-            ModelSettings(),
-            1,
-            lambda _: None,
-        )
+        train_stage(task, data, ModelSettings(), 1, lambda _: None)
 
 
 # --- the loss of a batch --------------------------------------------------------------------

@@ -393,6 +393,24 @@ def test_a_later_stage_may_move_all_it_owns_without_changing_a_bit_upstream(
     assert all(not np.array_equal(b, a) for b, a in zip(before[2:], after[2:], strict=True))
 
 
+def test_swapping_exchanges_weights_and_owners_in_place(towers: TwoTower) -> None:
+    other = TwoTower(towers.spec, 99)
+    towers.release(0, 0.3, 1)
+    assert not np.array_equal(other.owners[OUTPUT], towers.owners[OUTPUT])
+    before = [
+        ({n: w.numpy() for n, w in network.weights.items()}, dict(network.owners))
+        for network in (towers, other)
+    ]
+    variables = dict(towers.weights)
+    towers.swap(other)
+    for network, (weights, owners) in zip((other, towers), before, strict=True):
+        for name, weight in network.weights.items():
+            assert np.array_equal(weight.numpy(), weights[name]), name
+        for name, owner in network.owners.items():
+            assert np.array_equal(owner, owners[name]), name
+    assert all(towers.weights[name] is variable for name, variable in variables.items())
+
+
 def test_a_stage_with_too_few_dimensions_is_refused_with_advice() -> None:
     towers = TwoTower(_spec(minimum_block=4), seed=1)
     with pytest.raises(ValueError, match="minimum_block") as error:
