@@ -30,6 +30,7 @@ Method = Callable[[Split, int], list[Outcome]]  # (split, seed)
 CHOSEN = "weights chosen on validation"
 _OWN = "own head"
 _ONE = "one vector"
+_WEIGHT_RECOVERY = 4  # rounds; here half of a stage's weights go, of CSMF's neurons a third
 
 
 # --- CSMF --------------------------------------------------------------------------------------
@@ -153,8 +154,9 @@ def packnet(split: Split, seed: int) -> list[Outcome]:
 
 def weight_level(split: Split, seed: int, rule: WeightRule, share: float) -> list[Outcome]:
     """The cascade with owners of single weights; needs a forward pass per objective."""
+    settings = split.config.objectives[0].model_copy(update={"recovery_rounds": _WEIGHT_RECOVERY})
     network, trained = train_weight_masked(
-        split.spec, split.data, split.config.objectives[0], split.model, seed, rule, share
+        split.spec, split.data, settings, split.model, seed, rule, share
     )
     own = np.eye(len(network.block_sizes)).tolist()
     return _blocks_outcomes(split, network, trained, own)

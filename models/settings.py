@@ -65,7 +65,8 @@ class StageSettings(Settings):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     rounds: Positive = 30
-    """Most rounds of training; see `ValidationSettings.round_steps`."""
+    """Most rounds of training; see `ValidationSettings.round_steps`. A stage after the first has no
+    more than add up to one and a half of the first: it starts from what the frozen ones know."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     batch_size: Positive = 512
@@ -98,7 +99,9 @@ class StageSettings(Settings):
     recovery_share: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """|D'| / |D|: share of the stage's positives that accuracy recovery trains on."""
 
-    recovery_rounds: Positive = 4
+    recovery_rounds: Positive = 1
+    """The refit goes on with what recovery began."""
+
     gamma: Annotated[float, Field(ge=0.0)] = 0.1
     """AML: largest margin, on the scale of cosine scores; 0 = plain softmax. The first has none."""
 
@@ -131,8 +134,9 @@ class ValidationSettings(Settings):
     """Rounds without a better Recall@50 after which a stage stops; the best one is kept."""
 
     refit_rounds: Annotated[int, Field(ge=0)] = 6
-    """Rounds on all training events after a stage was chosen, those held out for validation
-    included; 0 = what is served never learns from them. See `models.cascade`."""
+    """Rounds on all training events after the first stage was chosen, those held out for
+    validation included; 0 = what is served never learns from them. See `models.cascade`. Stages
+    after the first have one."""
 
     refit_rate: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Learning rate of these rounds, as a share of the stage's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from models.towers import OUTPUT, TowerSpec, TwoTower, UserInputs
 
 Progress = Callable[[str], None]
 RECALL_AT = 50
+_LATER_ROUNDS = 1.5  # of the first stage's length, most that a later stage trains
 _IMPORTANCE_BATCHES = 8  # read by the importances that depend on data
 
 
@@ -161,7 +163,8 @@ def train_stage(
         )
         report.phases.append(Phase(name, len(maker.positives), fitted))
 
-    run("train", settings.rounds)
+    longest = settings.rounds if stage == 0 else math.ceil(_LATER_ROUNDS / maker.share)
+    run("train", min(settings.rounds, longest))
     if stage < towers.spec.n_objectives - 1:
         importance, before = task.importance(maker), towers.owners
         importance = {name: replicas.chiefs(values) for name, values in importance.items()}
@@ -195,6 +198,8 @@ def refit_stage(
       FrozenWeightsMovedError: as in `train_stage`.
     """
     towers, stage, settings = task.towers, task.stage, task.settings
+    validation = model.validation
+    rounds = validation.refit_rounds if stage == 0 else min(validation.refit_rounds, 1)
     frozen = frozen_sha256(towers, stage)
     maker = data.batch_maker(
         towers.spec, stage, settings, model.negatives, seed + towers.spec.n_objectives + stage
@@ -202,11 +207,11 @@ def refit_stage(
     fitted = fit(
         task,
         [maker],
-        model.validation.refit_rounds,
-        model.validation,
+        rounds,
+        validation,
         None,
         lambda text: progress(f"{settings.name}: refit {text}"),
-        model.validation.refit_rate,
+        validation.refit_rate,
     )
     _check_frozen(towers, stage, settings.name, frozen)
     return Phase("refit", len(maker.positives), fitted)

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,9 @@ def test_reports_tell_what_happened(cascade: Any) -> None:
         assert np.all(np.isfinite(losses))
         assert losses[-1] < losses[0]
     assert len({first.upstream_sha256, second.upstream_sha256, third.upstream_sha256}) == 3
-    assert len(cascade.told) == 12 * 3 + 3 * 2
+    trained = [12, *(min(12, math.ceil(1.5 * positives[0] / positives[k])) for k in (1, 2))]
+    assert [len(report.phases[0].fitted.losses) for report in cascade.reports] == trained
+    assert len(cascade.told) == sum(trained) + 3 * 2
     assert cascade.told[0].startswith("exposure: train round 1/12, loss ")
 
 
@@ -349,6 +352,38 @@ def test_validation_ranks_by_the_blocks_so_far_and_keeps_the_best_round(
     assert len(set(fitted.recalls)) > 1, "this test needs rounds that differ"
     assert 0 < np.mean(recalls) < 1
     assert max(fitted.recalls) == pytest.approx(np.mean(recalls))
+
+
+# --- the schedule ---------------------------------------------------------------------------
+
+
+def _rounds(
+    world: Any, cascade: Any, monkeypatch: pytest.MonkeyPatch, step: int, stage: int, **changes: Any
+) -> list[int]:
+    """Rounds of every phase of a stage, should validation move by `step` after every round."""
+    monkeypatch.setattr(stages, "_validator", lambda *_: itertools.count(0, step).__next__)
+    towers, data = world.towers(), world.data()
+    if stage:
+        owners = cascade.owners[stage - 1]
+        towers.owners = {name: owner.copy() for name, owner in owners.items()}
+    model = ModelSettings(validation=ValidationSettings(round_steps=1, patience=3))
+    settings = cascade.settings[stage].model_copy(update={"rounds": 9, "recovery_rounds": 9})
+    task = StageTask(towers, data.item_features, stage, settings.model_copy(update=changes))
+    report = train_stage(task, data, model, 1, lambda _: None)
+    return [len(phase.fitted.losses) for phase in report.phases]
+
+
+def test_a_later_stage_trains_no_longer_than_one_and_a_half_rounds_of_the_first(
+    world: Any, cascade: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timelines = world.data().timelines
+    exposed, bought = (len(timelines.positives(level)) for level in (0, 2))
+    longest = math.ceil(1.5 * exposed / bought)
+    assert 1 < longest < 9
+    of = partial(_rounds, world, cascade, monkeypatch, 1)
+    assert of(2) == [longest]
+    assert of(2, rounds=1) == [1]
+    assert of(0, recovery_share=0.0) == [9]
 
 
 # --- faults ---------------------------------------------------------------------------------
