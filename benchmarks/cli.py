@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +199,11 @@ def serving(
     from benchmarks.serving.run import PARTS, run
     from benchmarks.serving.world import World
 
-    chosen = [name for name in parts.split(",") if name] or list(PARTS)
-    if unknown := set(chosen) - PARTS.keys():
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     run(
         World(items=items),
         workdir,
         json_path,
-        chosen,
+        _chosen(parts, PARTS),
         workers=workers,
         clients=clients,
         seconds=seconds,
@@ -338,6 +336,34 @@ def data_nodes(
     from benchmarks.ingestion.log import SyntheticLog
 
     run(SyntheticLog(rows, seed), workdir, json_path, beam_options, repeats, curve)
+
+
+@bench.command()
+@FIGURES
+@click.option("--parts", default="", metavar="NAME,..", help="Only these; default: all.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of the sizes in docs/scaling.md.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+def costs(json_path: Path, parts: str, repeats: int, scale: float, seed: int) -> None:
+    """Measure what an event, an item, an id and a parameter cost, for docs/scaling.md."""
+    from benchmarks.costs.measure import PARTS
+    from benchmarks.costs.run import run
+
+    run(json_path, _chosen(parts, PARTS), repeats, scale, seed)
+
+
+def _chosen(parts: str, known: Collection[str]) -> list[str]:
+    """The names in `parts`, or all that are known."""
+    chosen = [name for name in parts.split(",") if name] or list(known)
+    if unknown := set(chosen) - set(known):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+    return chosen
 
 
 bench.add_command(explorer)
