@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -59,10 +60,13 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 
 def traced(run: Callable[[], T]) -> tuple[T, Traced]:
     """(result, memory) of a call; `tracemalloc` must have been started."""
+    gc.collect()  # what earlier calls left must not be freed in this one
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
     result = run()
-    after, peak = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
     return result, Traced(after - before, peak - before)
 
 
