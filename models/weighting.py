@@ -78,8 +78,9 @@ def choose_weights(
     """Weights of the blocks with the best Recall@k at a level, by coordinate ascent over `GRID`.
 
     It starts at the first block alone, and moves only where the mean over the queries improves by
-    more than its standard error, so that it does not follow noise. On the validation cut the fused
-    score is never worse than the first head alone.
+    more than its standard error, so that it does not follow noise; of the weights that the best one
+    does not exceed by as much it takes the smallest (the one-standard-error rule of Breiman et al.,
+    CART, 1984). On the validation cut the fused score is never worse than the first head alone.
 
     Args:
       held_out: the validation queries.
@@ -112,12 +113,18 @@ def choose_weights(
                     continue
                 candidate = [*weights[:block], weight, *weights[block + 1 :]]
                 values = recalls(candidate)
-                difference = values - best
-                error = difference.std() / np.sqrt(len(difference))
-                if difference.mean() > error:
-                    tried.append((difference.mean(), candidate, values))
+                if _exceeds(values, best):
+                    tried.append((candidate, values))
             if tried:
-                _, weights, best = max(tried, key=lambda entry: entry[0])
+                _, most = max(tried, key=lambda entry: entry[1].mean())
+                # The grid ascends, so the first is the smallest.
+                weights, best = next(entry for entry in tried if not _exceeds(most, entry[1]))
         if weights == before:
             break
     return weights, float(best.mean())
+
+
+def _exceeds(recalls: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:
+    """Whether the mean over the queries [Q] is larger by more than its standard error."""
+    difference = recalls - others
+    return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))

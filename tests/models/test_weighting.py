@@ -48,12 +48,18 @@ def _scores(users: np.ndarray, items: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def _recall(held: HeldOut, users: np.ndarray, items: np.ndarray, weights: list[float]) -> float:
+def _recalls(
+    held: HeldOut, users: np.ndarray, items: np.ndarray, weights: list[float]
+) -> np.ndarray:
     total = sum(w * s for w, s in zip(weights, _scores(users, items), strict=True))
     shares = []
     for row, targets in zip(total, held.targets, strict=True):
         shares.append(len(set(np.argsort(-row)[:K]) & set(targets)) / min(K, len(targets)))
-    return float(np.mean(shares))
+    return np.array(shares)
+
+
+def _recall(held: HeldOut, users: np.ndarray, items: np.ndarray, weights: list[float]) -> float:
+    return float(_recalls(held, users, items, weights).mean())
 
 
 def _case(true: list[float], noise: float = 0.0, seed: int = 0, level: int = 0) -> tuple:
@@ -81,6 +87,21 @@ def test_a_weight_off_the_grid_is_approached() -> None:
     assert weights[1] in (0.5, 0.75)
     assert recall == pytest.approx(_recall(held, users, items, weights))
     assert recall > 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_weights_within_a_standard_error_of_the_best_the_smallest_is_taken(seed: int) -> None:
+    held, users, items = _case([1.0, 2.0, 0.0], noise=2.0, seed=seed)
+    of_weight = {w: _recalls(held, users, items, [1.0, w, 0.0]) for w in GRID}
+    best = max(of_weight, key=lambda w: of_weight[w].mean())
+    as_good = []
+    for weight, recalls in of_weight.items():
+        behind = of_weight[best] - recalls
+        if behind.mean() <= behind.std() / np.sqrt(Q):
+            as_good.append(weight)
+    assert 0 < as_good[0] <= best
+    assert choose_weights(held, users, items, SIZES, 0, K)[0] == [1.0, as_good[0], 0.0]
+    assert seed or as_good[0] < best, "not every seed tells the rule from none"
 
 
 @pytest.mark.parametrize("seed", range(4))
