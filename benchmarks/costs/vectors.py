@@ -81,7 +81,6 @@ def ranking(setting: Setting) -> list[Figure]:
         users, vectors = (
             rng.normal(size=(rows, DIMENSION)).astype(np.float32) for rows in (_QUERIES, items)
         )
-        held_out.top(users, vectors[: _BEST * 10], _BEST) if False else None
         rank = partial(held_out.top, users, vectors, _BEST)
         rank()  # every later call finds the libraries awake, and the machine's memory at hand
         seconds = cpu_seconds(rank)
