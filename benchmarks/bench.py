@@ -29,11 +29,13 @@ def compare(
     results = Results(json_path, config)
     console.say(f"{config.name}: preparing the data (about half a minute unless it is cached)")
     prepare(config, place, console.say)
-    run_trials(config, place, trials, run, results, workers, console.say)
-    header, lines = tables.rows(results.content, config.objective_names)
-    console.say_wide(tables.terminal(f"{config.name}, held-out events", header, lines))
-    if markdown:
-        markdown.write_text(tables.markdown(header, lines), encoding="utf-8")
+    try:
+        run_trials(config, place, trials, run, results, workers, console.say)
+    finally:
+        header, lines = tables.rows(results.content, config.objective_names)
+        console.say_wide(tables.terminal(f"{config.name}, held-out events", header, lines))
+        if markdown:
+            markdown.write_text(tables.markdown(header, lines), encoding="utf-8")
 
 
 def pareto_of(

@@ -117,6 +117,8 @@ def run_trials(
 ) -> None:
     """Runs the trials that the results lack, each in a process of its own.
 
+    One that fails (pruning may leave a stage too little room) keeps no other from running.
+
     Args:
       config: of the split.
       workdir: where `split.prepare` left the data.
@@ -125,23 +127,33 @@ def run_trials(
       results: extended after every trial.
       workers: trials at a time; each has one thread of TensorFlow.
       say: progress.
+
+    Raises:
+      ConfigError: some trials failed, after all others are in the results.
     """
     missing = [trial for trial in trials if not results.has(trial)]
     say(f"{len(trials)} trainings, {len(trials) - len(missing)} of them done before")
     started = time.monotonic()
+    failed: list[str] = []
     # Spawned, because TensorFlow does not survive a fork; one task each, so that memory is freed.
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
         futures = {pool.submit(_run_trial, config, workdir, trial, run): trial for trial in missing}
         for number, future in enumerate(concurrent.futures.as_completed(futures), start=1):
+            trial, place = futures[future], f"{number}/{len(missing)}"
+            if error := future.exception():
+                failed.append(f"{trial}: {error}")
+                say(f"{place} {trial} failed: {error}")
+                continue
             outcomes, seconds = future.result()
-            trial = futures[future]
             results.add(trial, outcomes, seconds)
-            say(
-                f"{number}/{len(missing)} {trial}: {seconds:.0f} s, "
-                f"{time.monotonic() - started:.0f} s in all"
-            )
+            say(f"{place} {trial}: {seconds:.0f} s, {time.monotonic() - started:.0f} s in all")
+    if failed:
+        raise ConfigError(
+            f"{len(failed)} of {len(missing)} trainings failed, all others are in the results:\n"
+            + "\n".join(failed)
+        )
 
 
 def _run_trial(

@@ -49,9 +49,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def bench(shop: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(
+    shop: Path, *arguments: str, config: str = "tastes.yaml"
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", "bench", *arguments]
-    command += ["--config", "tastes.yaml", "--workdir", "work"]
+    command += ["--config", config, "--workdir", "work"]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
     return subprocess.run(
         command, cwd=shop, env=environment, capture_output=True, text=True, timeout=600
@@ -89,6 +91,25 @@ def test_quality_trains_prints_and_goes_on_where_it_stopped(shop: Path):
     points = json.loads((shop / "pareto.json").read_text())
     assert [1.0, 0.0, 0.0] in [point["weights"] for point in points]
     assert "<svg" in (shop / "pareto.svg").read_text()
+
+
+def test_a_training_that_fails_keeps_no_other_from_running(shop: Path):
+    config = yaml.safe_load((shop / "tastes.yaml").read_text())
+    towers = {**MODEL["towers"], "minimum_block": 8}
+    config["model"] = {**MODEL, "towers": towers}
+    (shop / "crowded.yaml").write_text(yaml.safe_dump(config))
+    run = bench(
+        shop,
+        *("quality", "--methods", "csmf,popularity", "--seeds", "1", "--json", "crowded.json"),
+        config="crowded.yaml",
+    )
+    assert run.returncode == 1
+    assert "1 of 2 trainings failed, all others are in the results" in run.stderr
+    assert "csmf, " in run.stderr
+    assert "minimum_block" in run.stderr
+    assert "popularity: settings" in run.stdout
+    content = json.loads((shop / "crowded.json").read_text())
+    assert [trial["method"] for trial in content["trials"]] == ["popularity"]
 
 
 def test_an_unknown_method_is_named_before_anything_runs(shop: Path):
