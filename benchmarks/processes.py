@@ -44,3 +44,10 @@ def measured_by(module: str, *arguments: str) -> dict[str, Any]:
 def answer(measured: dict[str, Any]) -> None:
     """Tells `measured_by` the figures."""
     print(_ANSWER + json.dumps(measured))
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

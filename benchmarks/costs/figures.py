@@ -73,10 +73,3 @@ def traced(run: Callable[[], T]) -> tuple[T, Traced]:
 def per_unit(small: tuple[float, float], large: tuple[float, float]) -> float:
     """Slope of the line through two (number of units, cost): without what is there at any size."""
     return (large[1] - small[1]) / (large[0] - small[0])
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

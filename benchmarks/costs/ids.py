@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from benchmarks.costs.figures import Figure, Setting, cpu_seconds, resident_bytes
+from benchmarks.costs.figures import Figure, Setting, cpu_seconds
 from benchmarks.ingestion.log import numbered
+from benchmarks.processes import resident_bytes
 from models.counting import CountValues
 
 _SERVED = 1_000_000

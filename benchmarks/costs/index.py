@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from benchmarks.costs.figures import Figure, Setting, cpu_seconds, resident_bytes
+from benchmarks.costs.figures import Figure, Setting, cpu_seconds
 from benchmarks.costs.vectors import DIMENSION
+from benchmarks.processes import resident_bytes
 from models.index import ScannSearcher
 from models.settings import IndexSettings
 
@@ -75,7 +76,7 @@ def build(setting: Setting) -> list[Figure]:
 
 def search(setting: Setting) -> list[Figure]:
     """Loads the index, as a server does, and asks it."""
-    from scann.scann_ops.py import scann_ops  # noqa: F401 - registers the ops
+    from scann.scann_ops.py import scann_ops  # noqa: F401 - registers the graph's ops
 
     served = tf.saved_model.load(str(_directory(setting)))
     items, n_leaves = setting.size(_ITEMS), int(served.n_leaves)

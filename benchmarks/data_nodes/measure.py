@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.processes import answer
+from benchmarks.processes import answer, resident_bytes
 
 # TFX asks for nothing of this; it keeps the libraries' notices out of the answer.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,7 +36,7 @@ class _Meter:
     def progress(self, node: str, event: str) -> None:
         """Told by the runner; the node is the only one that runs."""
         if event == "starts":
-            self._resident = _resident_bytes()
+            self._resident = resident_bytes()
             self._load = os.getloadavg()[0]
             self._cpu = _cpu_seconds()
             self._began = time.perf_counter()
@@ -77,12 +77,6 @@ def _cpu_seconds() -> float:
     """Processor time of this process, and of the workers that it started and that have ended."""
     uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(use.ru_utime + use.ru_stime for use in uses)
-
-
-def _resident_bytes() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
 
 
 if __name__ == "__main__":
