@@ -160,9 +160,8 @@ def pareto(
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=max(1, (os.cpu_count() or 1) // 2),
-    help="Processes of our server, of two busy threads each; the others, which have one, get "
-    "twice as many. Default: half the number of cores.",
+    default=os.cpu_count() or 1,
+    help="Processes of our server, and of those it is compared with. Default: the cores.",
 )
 @click.option("--clients", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Of one measurement.")

@@ -1,22 +1,23 @@
 """Dynamic batching: concurrent calls of one signature share a run of the graph.
 
 A batch starts as soon as a thread is free and takes what waits by then, so a lone call waits for
-nobody and batches grow with the load. Written for one event loop; only `Batcher._run` leaves it.
+nobody and batches grow with the load.
 """
 
 from __future__ import annotations
 
-import asyncio
+import math
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
 
-from serving.errors import ServingError, invalid_argument
+from serving.errors import ServingError, invalid_argument, stopping
 from serving.metrics import Metrics
 from serving.options import BatchingOptions
 from serving.servable import Servable, Signature
@@ -30,12 +31,12 @@ class Work:
     """One call that waits for its run.
 
     Attributes:
-      servable, signature: what to run; the caller holds the servable while it waits.
+      servable, signature: what to run; the caller holds the servable until there is an answer.
       feeds: input alias -> value, for every input.
       outputs: output aliases.
       deadline: time.monotonic() after which nobody waits any more; None = never.
       rows: first dimension of the feeds.
-      answer: set to the values of `outputs`, or to a ServingError.
+      answer: gets the values of `outputs`, or a ServingError; once cancelled it is not run.
       queued_at: time.monotonic() of the call.
     """
 
@@ -45,8 +46,8 @@ class Work:
     outputs: Sequence[str]
     deadline: float | None
     rows: int
-    answer: asyncio.Future[list[Array]]
-    queued_at: float
+    answer: Future[list[Array]] = field(default_factory=Future)
+    queued_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> list[Array]:
         """Runs alone.
@@ -98,28 +99,33 @@ class _Queue:
 
 
 class Batcher:
-    """Queues calls by what may share a run, and runs them.
+    """Queues calls by what may share a run, and runs them in threads of its own.
 
     Args:
       options: sizes and bounds.
-      threads: where batches run, at least `options.num_batch_threads`.
       metrics: told about waiting times and sizes.
     """
 
-    def __init__(self, options: BatchingOptions, threads: Executor, metrics: Metrics) -> None:
+    def __init__(self, options: BatchingOptions, metrics: Metrics) -> None:
         self._options = options
-        self._threads = threads
         self._metrics = metrics
         self._queues: dict[_Key, _Queue] = {}
-        self._free_threads = options.num_batch_threads
-        self._timer: asyncio.TimerHandle | None = None
+        self._changed = threading.Condition(threading.Lock())
+        self._running = 0  # batches
+        self._is_closed = False
+        for number in range(options.num_batch_threads):
+            threading.Thread(target=self._serve, name=f"batch-{number}", daemon=True).start()
 
-    def submit(self, work: Work) -> None:
-        """Queues a call and starts a batch if a thread is free.
+    def submit(self, work: Work, caller_runs: bool = False) -> None:
+        """Queues a call, from any thread.
+
+        Args:
+          work: the call.
+          caller_runs: no thread needs to be woken for it; the caller comes back to `run_waiting`.
 
         Raises:
           ServingError: INVALID_ARGUMENT, more rows than a batch may have; UNAVAILABLE, the queue
-            is full.
+            is full, or the server is stopping.
         """
         options = self._options
         if work.rows > options.max_batch_size:
@@ -128,38 +134,77 @@ class Batcher:
                 f"{options.max_batch_size}"
             )
         key = _key(work)
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = _Queue()
-        elif queue.rows + work.rows > self._capacity:
-            raise ServingError(
-                grpc.StatusCode.UNAVAILABLE,
-                "The batch scheduling queue to which this task was submitted is full; currently "
-                f"{options.max_enqueued_batches} batches enqueued and max_enqueued_batches is "
-                f"{options.max_enqueued_batches}",
-            )
-        queue.append(work)
-        self._start_batches()
+        with self._changed:
+            if self._is_closed:
+                raise stopping()
+            queue = self._queues.get(key)
+            if queue is None:
+                queue = self._queues[key] = _Queue()
+            elif queue.rows + work.rows > self._capacity:
+                raise ServingError(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "The batch scheduling queue to which this task was submitted is full; "
+                    f"currently {options.max_enqueued_batches} batches enqueued and "
+                    f"max_enqueued_batches is {options.max_enqueued_batches}",
+                )
+            queue.append(work)
+            if not caller_runs:
+                self._changed.notify()
+
+    def run_waiting(self) -> None:
+        """Runs what waits in the calling thread, as long as that is short."""
+        while True:
+            with self._changed:
+                wait, key = self._most_urgent()
+                if wait == math.inf:
+                    return
+                if wait > 0 or not self._queues[key].calls[0].signature.is_short:
+                    self._changed.notify()
+                    return
+                batch = self._take(key)
+            if batch:
+                self._run(batch)
+
+    def close(self) -> None:
+        """Ends the threads once their runs have; what still waits is refused."""
+        with self._changed:
+            self._is_closed = True
+            waiting = [work for queue in self._queues.values() for work in queue.calls]
+            self._queues.clear()
+            self._changed.notify_all()
+        for work in waiting:
+            if work.answer.set_running_or_notify_cancel():
+                work.answer.set_exception(stopping())
 
     @property
     def _capacity(self) -> int:
         return self._options.max_enqueued_batches * self._options.max_batch_size
 
-    def _start_batches(self) -> None:
-        while self._free_threads and self._queues:
-            wait, key = min(
-                ((self._time_to_wait(queue), key) for key, queue in self._queues.items()),
-                key=lambda found: found[0],
-            )
-            if wait > 0:
-                self._start_later(wait)
-                return
-            queue = self._queues[key]
-            batch = self._take(queue)
-            if not queue.calls:
-                del self._queues[key]
-            if batch:
-                self._start(batch)
+    def _serve(self) -> None:
+        while (batch := self._next()) is not None:
+            self._run(batch)
+
+    def _next(self) -> list[Work] | None:
+        """Waits for the next batch; None when the batcher is closed."""
+        with self._changed:
+            while not self._is_closed:
+                wait, key = self._most_urgent()
+                if wait > 0:
+                    self._changed.wait(None if wait == math.inf else wait)
+                elif batch := self._take(key):
+                    return batch
+        return None
+
+    def _most_urgent(self) -> tuple[float, _Key]:
+        """Seconds until the next batch may start, and its key; infinite while there is none, or as
+        many run as may."""
+        if self._running >= self._options.num_batch_threads:
+            return math.inf, ()
+        return min(
+            ((self._time_to_wait(queue), key) for key, queue in self._queues.items()),
+            key=lambda found: found[0],
+            default=(math.inf, ()),
+        )
 
     def _time_to_wait(self, queue: _Queue) -> float:
         """Seconds until a queue may start; negative if it has waited longer than it had to."""
@@ -167,56 +212,41 @@ class Batcher:
         wait = queue.calls[0].queued_at + timeout - time.monotonic()
         return wait if queue.rows < self._options.max_batch_size else min(wait, 0.0)
 
-    def _start_later(self, seconds: float) -> None:
-        if self._timer is None:
-
-            def start() -> None:
-                self._timer = None
-                self._start_batches()
-
-            self._timer = asyncio.get_running_loop().call_later(seconds, start)
-
-    def _take(self, queue: _Queue) -> list[Work]:
-        """Removes the next batch from a queue, without those nobody waits for any more."""
+    def _take(self, key: _Key) -> list[Work]:
+        """Removes the next batch, without those nobody waits for any more; it runs from now on."""
+        queue = self._queues[key]
         batch: list[Work] = []
         rows = 0
         while queue.calls and rows + queue.calls[0].rows <= self._options.max_batch_size:
             work = queue.popleft()
-            if not work.answer.done():
+            if work.answer.set_running_or_notify_cancel():
                 batch.append(work)
                 rows += work.rows
+        if not queue.calls:
+            del self._queues[key]
+        self._running += bool(batch)
         return batch
 
-    def _start(self, batch: list[Work]) -> None:
-        servable = batch[0].servable
+    def _run(self, batch: list[Work]) -> None:
+        name = batch[0].servable.name
         now = time.monotonic()
         for work in batch:
-            self._metrics.queued(servable.name, now - work.queued_at)
-        self._metrics.batch(servable.name, sum(work.rows for work in batch))
-        # The callers may leave before the run ends.
-        servable.acquire()
-        self._free_threads -= 1
-        self._threads.submit(self._run, batch, asyncio.get_running_loop())
-
-    def _run(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
-        """Runs a batch in the thread that it is called in."""
+            self._metrics.queued(name, now - work.queued_at)
+        self._metrics.batch(name, sum(work.rows for work in batch))
         answers: Sequence[list[Array] | Exception]
         try:
             answers = run_together(batch)
         except Exception as error:  # whatever it is: nobody may be left waiting
             answers = [error] * len(batch)
-        batch[0].servable.release()
-        loop.call_soon_threadsafe(self._finish, batch, answers)
-
-    def _finish(self, batch: list[Work], answers: Sequence[list[Array] | Exception]) -> None:
-        self._free_threads += 1
+        with self._changed:
+            self._running -= 1
+            if self._queues:
+                self._changed.notify()
         for work, answer in zip(batch, answers, strict=True):
-            if not work.answer.done():
-                if isinstance(answer, Exception):
-                    work.answer.set_exception(answer)
-                else:
-                    work.answer.set_result(answer)
-        self._start_batches()
+            if isinstance(answer, Exception):
+                work.answer.set_exception(answer)
+            else:
+                work.answer.set_result(answer)
 
 
 def batch_rows(signature: Signature, feeds: dict[str, Array]) -> int | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from tensorflow_serving.apis import predict_pb2
 
 from serving import predict
-from serving.aside import LARGE_BYTES, aside
 from serving.batching import Batcher, Work, batch_rows, deadline_exceeded, milliseconds_until
 from serving.metrics import Metrics
 from serving.model_spec import model_key
@@ -21,7 +20,7 @@ from serving.versions import VersionManager
 
 
 class Engine:
-    """Runs calls in threads, batched if the options say so. Use it from one event loop.
+    """Runs calls in threads, batched if the options say so.
 
     Attributes:
       versions: what is served.
@@ -33,12 +32,49 @@ class Engine:
         self.versions = versions
         self.metrics = metrics
         self.options = options
-        batching = options.batching
-        self._threads = ThreadPoolExecutor(
-            max(options.run_threads, batching.num_batch_threads if batching else 1),
-            thread_name_prefix="run",
-        )
-        self._batcher = Batcher(batching, self._threads, metrics) if batching else None
+        self._threads = ThreadPoolExecutor(options.run_threads, thread_name_prefix="run")
+        self._batcher = Batcher(options.batching, metrics) if options.batching else None
+
+    def submit(
+        self,
+        servable: Servable,
+        signature: Signature,
+        feeds: dict[str, Array],
+        outputs: Sequence[str],
+        deadline: float | None,
+        caller_runs: bool = False,
+    ) -> Future[list[Array]]:
+        """Has a signature run, in a batch or alone. From any thread.
+
+        Args:
+          servable, signature: what to run; the caller holds the servable until this returns.
+          feeds: input alias -> value, for every input.
+          outputs: output aliases.
+          deadline: time.monotonic() after which the call fails; None = never.
+          caller_runs: the caller comes back to `run_waiting` soon.
+
+        Returns:
+          the values of `outputs`; strings are object arrays of bytes. It fails with a ServingError:
+          TensorFlow's error, or DEADLINE_EXCEEDED. Cancelling it spares a run that has not begun.
+
+        Raises:
+          ServingError: DEADLINE_EXCEEDED, or UNAVAILABLE if too much waits.
+        """
+        milliseconds_until(deadline)  # expired work is not run
+        rows = batch_rows(signature, feeds) if self._batcher else None
+        work = Work(servable, signature, feeds, outputs, deadline, rows or 0)
+        servable.acquire()
+        try:
+            if self._batcher and rows is not None:
+                self._batcher.submit(work, caller_runs)
+                answer = work.answer
+            else:
+                answer = self._threads.submit(work.run)
+        except BaseException:
+            servable.release()
+            raise
+        answer.add_done_callback(lambda _: servable.release())
+        return answer
 
     async def run(
         self,
@@ -49,89 +85,84 @@ class Engine:
         deadline: float | None,
         api: str,
     ) -> list[Array]:
-        """Runs a signature of a servable that the caller holds.
+        """Has a signature run, for callers in an event loop.
 
         Args:
-          servable, signature: what to run.
-          feeds: input alias -> value, for every input.
-          outputs: output aliases.
-          deadline: time.monotonic() after which the call fails; None = never.
+          servable, signature, feeds, outputs, deadline: as of `submit`.
           api: what the call is counted as, see `Metrics.runtime`.
 
         Returns:
-          the values of `outputs`; strings are object arrays of bytes.
+          the values of `outputs`.
 
         Raises:
-          ServingError: TensorFlow's error, DEADLINE_EXCEEDED, or UNAVAILABLE if too much waits.
+          ServingError: as of `submit` and what that returns.
         """
-        loop = asyncio.get_running_loop()
         started = time.monotonic()
-        milliseconds_until(deadline)  # expired work is not run
-        answer: asyncio.Future[list[Array]] = loop.create_future()
-        rows = batch_rows(signature, feeds) if self._batcher else None
-        work = Work(servable, signature, feeds, outputs, deadline, rows or 0, answer, started)
-        timer = None
-        if deadline is not None:
-            timer = loop.call_at(deadline, _expire, answer)
+        answer = self.submit(servable, signature, feeds, outputs, deadline)
         try:
-            if self._batcher and rows is not None:
-                self._batcher.submit(work)
-            else:
-                self._run_alone(work)
-            results = await answer
-        finally:
-            if timer is not None:
-                timer.cancel()
+            async with asyncio.timeout_at(deadline):
+                results = await asyncio.wrap_future(answer)
+        except TimeoutError as error:
+            raise deadline_exceeded() from error
         self.metrics.runtime(servable.name, api, time.monotonic() - started)
         return results
 
-    def _run_alone(self, work: Work) -> None:
-        # Released by the thread: the caller may leave before the run ends.
-        work.servable.acquire()
+    def predict(
+        self,
+        request: predict_pb2.PredictRequest,
+        deadline: float | None,
+        done: Callable[[bytes | Exception], None],
+        caller_runs: bool = False,
+    ) -> Future[list[Array]]:
+        """Answers a Predict call. From any thread.
 
-        def run() -> list[Array]:
-            try:
-                if work.answer.done():
-                    raise deadline_exceeded()  # nobody waits any more
-                return work.run()
-            finally:
-                work.servable.release()
+        Args:
+          request: the call.
+          deadline: time.monotonic() after which nobody waits; None = never.
+          done: called once, from any thread, with the serialised PredictResponse, or with what went
+            wrong: a ServingError with status and text as TensorFlow Serving 2.16 gives them, or
+            CancelledError.
+          caller_runs: as of `submit`.
 
-        done = asyncio.get_running_loop().run_in_executor(self._threads, run)
-        done.add_done_callback(lambda finished: _hand_over(finished, work.answer))
-
-    async def predict(self, request: predict_pb2.PredictRequest, deadline: float | None) -> bytes:
-        """Answers a Predict call with a serialised PredictResponse.
+        Returns:
+          the run; cancelling it spares the work if it has not begun.
 
         Raises:
-          ServingError: status and text as TensorFlow Serving 2.16 gives them.
+          ServingError: as `done` would get it; `done` is not called then.
         """
         name, version, label = model_key(request)
         with self.versions.lease(name, version, label) as servable:
             signature = predict.find_signature(servable, request.model_spec.signature_name)
             if self.options.check_method_names:
                 predict.check_method(signature, "predict", predict.PREDICT_METHOD)
-            large = request.ByteSize() > LARGE_BYTES
-            feeds = await aside(large, predict.decode_inputs, signature, request.inputs)
+            feeds = predict.decode_inputs(signature, request.inputs)
             outputs = predict.select_outputs(signature, request.output_filter)
-            results = await self.run(servable, signature, feeds, outputs, deadline, predict.API)
-            return predict.respond(servable, signature, outputs, results)
+            started = time.monotonic()
+            run = self.submit(servable, signature, feeds, outputs, deadline, caller_runs)
+
+        def respond(run: Future[list[Array]]) -> None:
+            try:
+                results = run.result()
+                self.metrics.runtime(servable.name, predict.API, time.monotonic() - started)
+                answer: bytes | Exception = predict.respond(servable, signature, outputs, results)
+            except Exception as error:  # whatever it is: nobody may be left waiting
+                answer = error
+            done(answer)
+
+        run.add_done_callback(respond)
+        return run
+
+    def run_waiting(self) -> None:
+        """Runs what was left to the caller, see `submit`."""
+        if self._batcher:
+            self._batcher.run_waiting()
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Has something done that takes too long for the thread that asks, and must not raise."""
+        self._threads.submit(work)
 
     def close(self) -> None:
         """Ends the threads once their runs have finished."""
+        if self._batcher:
+            self._batcher.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _expire(answer: asyncio.Future[list[Array]]) -> None:
-    if not answer.done():
-        answer.set_exception(deadline_exceeded())
-
-
-def _hand_over(finished: asyncio.Future[list[Array]], answer: asyncio.Future[list[Array]]) -> None:
-    if answer.done() or finished.cancelled():
-        return
-    error = finished.exception()
-    if error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(finished.result())

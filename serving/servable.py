@@ -89,6 +89,11 @@ class Signature:
         }
         self.last_seconds = math.inf
 
+    @property
+    def is_short(self) -> bool:
+        """Whether its last run took less time than a thread should be woken for."""
+        return self.last_seconds < _SHORT_SECONDS
+
 
 # By kind of numpy dtype: the values that stand for nothing in the lists of a request.
 _PADDING: Mapping[str, Any] = {"O": b"", "f": math.nan, "i": 0}
@@ -228,9 +233,7 @@ class Servable:
           ServingError: TensorFlow's own code and text.
         """
         started = time.monotonic()
-        with _run_options(
-            self._keeps_short_runs and signature.last_seconds < _SHORT_SECONDS, timeout_ms
-        ) as options:
+        with _run_options(self._keeps_short_runs and signature.is_short, timeout_ms) as options:
             try:
                 results = pywrap_tf_session.TF_SessionRun_wrapper(
                     self._handle,

@@ -10,13 +10,12 @@ from typing import Any, Self
 
 import grpc
 from aiohttp import web
-from grpc_health.v1 import health as grpc_health
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import service
+from serving import service, transport
 from serving.config import as_model_config
 from serving.engine import Engine
 from serving.errors import StartupError
+from serving.health import Health
 from serving.metrics import Metrics
 from serving.options import ServerOptions, TlsOptions
 from serving.reload import Reload, ReloadCalls, Reloader
@@ -61,12 +60,12 @@ class ModelServer:
         self.reloader = Reloader(self._versions, options)
         self._reload_calls = ReloadCalls(reload or self.reloader.reload)
         self._engine = Engine(self._versions, self._metrics, options)
-        # grpc.aio and aiohttp live in one event loop, in a thread of its own: the main thread is
-        # the one that gets the signals.
+        # aiohttp and the lesser gRPC calls live in an event loop in a thread of its own: the main
+        # thread is the one that gets the signals.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="event-loop", daemon=True)
-        self._grpc: grpc.aio.Server | None = None
-        self._health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]  # grpc-stubs
+        self._grpc: transport.Server | None = None
+        self._health = Health(service.SERVICES)
         self._rest: web.AppRunner | None = None
         self._port = 0
         self._rest_port: int | None = None
@@ -159,33 +158,33 @@ class ModelServer:
 
     async def _open(self) -> None:
         options = self.options
-        server = grpc.aio.server(
-            options=[
+        handlers = dict(service.handlers(self._engine, self._reload_calls.reload, self._loop))
+        if options.health_service:
+            handlers |= self._health.handlers
+        server = transport.Server(
+            handlers,
+            self._engine.run_waiting,
+            [
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
                 # Without 0 a second server shares the port silently and takes half the calls.
                 ("grpc.so_reuseport", int(self._shares_ports)),
                 *options.channel_options,
             ],
-            maximum_concurrent_rpcs=options.max_concurrent_calls,
+            options.max_concurrent_calls,
         )
-        service.register(server, self._engine, self._reload_calls.reload)
-        if options.health_service:
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-            for name in ("", *service.SERVICES):
-                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         address = f"{options.host}:{options.port}"
         try:
-            self._port = _add_port(server, address, options.tls)
+            self._port = server.add_port(address, _credentials(options.tls))
             if options.unix_socket:
-                _add_port(server, f"unix:{options.unix_socket}", None)
-        except RuntimeError as error:
+                server.add_port(f"unix:{options.unix_socket}")
+        except OSError as error:
             raise StartupError(
                 f"cannot listen on {address}; is another server running there? ({error})"
             ) from error
         if options.rest_port is not None:
             await self._open_rest(options.rest_port)
-        await server.start()
+        server.start()
         self._grpc = server
         _LOG.info("serving %s on %s:%d", ", ".join(options.models), options.host, self._port)
 
@@ -205,7 +204,7 @@ class ModelServer:
 
     async def _close(self) -> None:
         if self._grpc is not None:
-            await self._health.enter_graceful_shutdown()
+            self._health.stop()
             # Of the calls that have arrived, gRPC hands over one at a time, and those that wait for
             # that when it stops end as CANCELLED (https://github.com/grpc/grpc/issues/41785). So
             # they are refused first, which clients know how to handle.
@@ -214,17 +213,17 @@ class ModelServer:
                 await asyncio.sleep(_DRAIN_SECONDS)
                 if self._versions.refused == refused:
                     break
-            await self._grpc.stop(self.options.stop_grace_seconds)
+            # In a thread: coroutines of this loop answer some of the calls that it waits for.
+            await asyncio.to_thread(self._grpc.stop, self.options.stop_grace_seconds)
         if self._rest is not None:
             await self._rest.cleanup()
 
 
-def _add_port(server: grpc.aio.Server, address: str, tls: TlsOptions | None) -> int:
+def _credentials(tls: TlsOptions | None) -> grpc.ServerCredentials | None:
     if tls is None:
-        return server.add_insecure_port(address)
-    credentials = grpc.ssl_server_credentials(
+        return None
+    return grpc.ssl_server_credentials(
         [(tls.server_key.encode(), tls.server_cert.encode())],
         root_certificates=tls.custom_ca.encode() or None,
         require_client_auth=tls.client_verify,
     )
-    return server.add_secure_port(address, credentials)

@@ -1,4 +1,7 @@
-"""The gRPC services `PredictionService` and `ModelService` of TensorFlow Serving, for grpc.aio.
+"""The gRPC services `PredictionService` and `ModelService` of TensorFlow Serving.
+
+Predict, which is nearly all of the traffic, is answered by the threads that run the graph; all else
+by coroutines, in the event loop of REST.
 
 `prediction_service_pb2` and `model_service_pb2` cannot be imported with protobuf's upb runtime;
 the message modules can, and hold all that is needed.
@@ -9,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from concurrent.futures import CancelledError
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -24,184 +28,185 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import inference, model_info
+from serving import inference, model_info, predict
+from serving.aside import LARGE_BYTES, aside
 from serving.engine import Engine
-from serving.errors import ServingError, details
+from serving.errors import ServingError
+from serving.transport import Call, Handler, decoded
 
+SERVICES = ("PredictionService", "ModelService")
+"""The bare names under which the health service reports, as TensorFlow Serving has them."""
+
+_PREDICTION, _MODEL = (f"/tensorflow.serving.{service}/" for service in SERVICES)
 _ENTRYPOINT = "GRPC"
-# A call without a deadline reports an absurdly distant one, depending on the grpcio release.
-_NO_DEADLINE_SECONDS = 10 * 365 * 24 * 3600.0
 
-_Response = TypeVar("_Response")
 # Replaces what is served; returns when new models are available, raises ServingError.
 _Reload = Callable[[model_server_config_pb2.ModelServerConfig], Awaitable[None]]
+# Answers a decoded request, given its call's deadline; raises ServingError.
+_Answer = Callable[[Any, float | None], Awaitable[Message]]
 
 
-def _deadline(context: grpc.aio.ServicerContext) -> float | None:
-    """time.monotonic() at which the client gives up, None = never."""
-    remaining = context.time_remaining()
-    if remaining is None or remaining > _NO_DEADLINE_SECONDS:
-        return None
-    return time.monotonic() + remaining
+def handlers(
+    engine: Engine, reload: _Reload, loop: asyncio.AbstractEventLoop
+) -> Mapping[str, Handler]:
+    """The methods of both services by their full names.
+
+    Args:
+      engine: answers for the models.
+      reload: carries out HandleReloadConfigRequest.
+      loop: where all calls but Predict are answered.
+    """
+    prediction = _PredictionService(engine)
+    models = _ModelService(engine, reload)
+    in_loop = {
+        _PREDICTION + "Classify": (
+            prediction.classify,
+            classification_pb2.ClassificationRequest,
+        ),
+        _PREDICTION + "Regress": (prediction.regress, regression_pb2.RegressionRequest),
+        _PREDICTION + "MultiInference": (
+            prediction.multi_inference,
+            inference_pb2.MultiInferenceRequest,
+        ),
+        _PREDICTION + "GetModelMetadata": (
+            prediction.metadata,
+            get_model_metadata_pb2.GetModelMetadataRequest,
+        ),
+        _MODEL + "GetModelStatus": (models.status, get_model_status_pb2.GetModelStatusRequest),
+        _MODEL + "HandleReloadConfigRequest": (
+            models.reload,
+            model_management_pb2.ReloadConfigRequest,
+        ),
+    }
+    return {
+        _PREDICTION + predict.API: prediction.predict,
+        **{name: _in_loop(loop, answer, kind) for name, (answer, kind) in in_loop.items()},
+    }
 
 
-class PredictionService:
+class _PredictionService:
     """Calls that run a model, and its metadata."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def Predict(  # noqa: D102 (named by the protocol)
-        self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext
-    ) -> bytes:
-        answer = self._engine.predict(request, _deadline(context))
-        return await self._counted("Predict", request.model_spec.name, answer, context)
+    def predict(self, message: bytes, call: Call) -> None:
+        if len(message) > LARGE_BYTES:
+            self._engine.aside(lambda: self._begin_predict(message, call, caller_runs=False))
+        else:
+            self._begin_predict(message, call, caller_runs=True)
 
-    async def Classify(  # noqa: D102
-        self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext
+    def _begin_predict(self, message: bytes, call: Call, caller_runs: bool) -> None:
+        started = time.monotonic()
+        model = ""
+
+        def done(answer: bytes | Exception) -> None:
+            # Before the answer, so that who has one finds it on the metrics page.
+            seconds = time.monotonic() - started
+            status = _status_name(answer, call.deadline)
+            self._engine.metrics.request(model, predict.API, _ENTRYPOINT, status, seconds)
+            if isinstance(answer, bytes):
+                call.answer(answer)
+            elif isinstance(answer, CancelledError):
+                call.refuse(grpc.StatusCode.CANCELLED, "")  # whose client is gone
+            else:
+                call.fail(answer)
+
+        try:
+            request = decoded(message, predict_pb2.PredictRequest)
+            model = request.model_spec.name
+            run = self._engine.predict(request, call.deadline, done, caller_runs)
+        except Exception as error:  # process boundary: `fail` logs what is no ServingError
+            done(error)
+        else:
+            call.when_over(run.cancel)
+
+    async def classify(
+        self, request: classification_pb2.ClassificationRequest, deadline: float | None
     ) -> classification_pb2.ClassificationResponse:
-        answer = inference.classify(self._engine, request, _deadline(context))
-        return await self._counted("Classify", request.model_spec.name, answer, context)
+        answer = inference.classify(self._engine, request, deadline)
+        return await self._counted("Classify", request.model_spec.name, answer, deadline)
 
-    async def Regress(  # noqa: D102
-        self, request: regression_pb2.RegressionRequest, context: grpc.aio.ServicerContext
+    async def regress(
+        self, request: regression_pb2.RegressionRequest, deadline: float | None
     ) -> regression_pb2.RegressionResponse:
-        answer = inference.regress(self._engine, request, _deadline(context))
-        return await self._counted("Regress", request.model_spec.name, answer, context)
+        answer = inference.regress(self._engine, request, deadline)
+        return await self._counted("Regress", request.model_spec.name, answer, deadline)
 
-    async def MultiInference(  # noqa: D102
-        self, request: inference_pb2.MultiInferenceRequest, context: grpc.aio.ServicerContext
+    async def multi_inference(
+        self, request: inference_pb2.MultiInferenceRequest, deadline: float | None
     ) -> inference_pb2.MultiInferenceResponse:
         name = request.tasks[0].model_spec.name if request.tasks else ""
-        answer = inference.multi_inference(self._engine, request, _deadline(context))
-        return await self._counted("MultiInference", name, answer, context)
+        answer = inference.multi_inference(self._engine, request, deadline)
+        return await self._counted("MultiInference", name, answer, deadline)
 
-    async def GetModelMetadata(  # noqa: D102
-        self,
-        request: get_model_metadata_pb2.GetModelMetadataRequest,
-        context: grpc.aio.ServicerContext,
+    async def metadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest, deadline: float | None
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        try:
-            return model_info.metadata(self._engine.versions, request)
-        except ServingError as error:
-            await context.abort(error.code, details(error.message))
+        return model_info.metadata(self._engine.versions, request)
 
     async def _counted(
-        self,
-        api: str,
-        model: str,
-        answer: Awaitable[_Response],
-        context: grpc.aio.ServicerContext,
-    ) -> _Response:
+        self, api: str, model: str, answer: Awaitable[Any], deadline: float | None
+    ) -> Any:
         started = time.monotonic()
-        status = grpc.StatusCode.UNKNOWN.name
+        outcome: Any = None
         try:
-            response = await answer
-            status = grpc.StatusCode.OK.name
-            return response
-        except ServingError as error:
-            status = error.code.name
-            await context.abort(error.code, details(error.message))
-            raise AssertionError("unreachable: abort raises") from error
-        except asyncio.CancelledError:
-            status = grpc.StatusCode.CANCELLED.name
+            outcome = await answer
+            return outcome
+        except (Exception, asyncio.CancelledError) as error:
+            outcome = error
             raise
         finally:
             seconds = time.monotonic() - started
+            status = _status_name(outcome, deadline)
             self._engine.metrics.request(model, api, _ENTRYPOINT, status, seconds)
 
 
-class ModelService:
+class _ModelService:
     """Status of the versions, and the configuration of what is served."""
 
     def __init__(self, engine: Engine, reload: _Reload) -> None:
         self._engine = engine
         self._reload = reload
 
-    async def GetModelStatus(  # noqa: D102
-        self,
-        request: get_model_status_pb2.GetModelStatusRequest,
-        context: grpc.aio.ServicerContext,
+    async def status(
+        self, request: get_model_status_pb2.GetModelStatusRequest, deadline: float | None
     ) -> get_model_status_pb2.GetModelStatusResponse:
-        try:
-            return model_info.status(self._engine.versions, request)
-        except ServingError as error:
-            await context.abort(error.code, details(error.message))
+        return model_info.status(self._engine.versions, request)
 
-    async def HandleReloadConfigRequest(  # noqa: D102
-        self,
-        request: model_management_pb2.ReloadConfigRequest,
-        context: grpc.aio.ServicerContext,
+    async def reload(
+        self, request: model_management_pb2.ReloadConfigRequest, deadline: float | None
     ) -> model_management_pb2.ReloadConfigResponse:
-        try:
-            await self._reload(request.config)
-        except ServingError as error:
-            await context.abort(error.code, details(error.message))
+        await self._reload(request.config)
         return model_management_pb2.ReloadConfigResponse()
 
 
-def register(server: grpc.aio.Server, engine: Engine, reload: _Reload) -> None:
-    """Adds both services to a server that has not started.
-
-    Args:
-      server: gets the services.
-      engine: answers for the models.
-      reload: carries out HandleReloadConfigRequest.
-    """
-    prediction, models = PredictionService(engine), ModelService(engine, reload)
-    _add(
-        server,
-        "PredictionService",
-        {
-            prediction.Predict: predict_pb2.PredictRequest,
-            prediction.Classify: classification_pb2.ClassificationRequest,
-            prediction.Regress: regression_pb2.RegressionRequest,
-            prediction.MultiInference: inference_pb2.MultiInferenceRequest,
-            prediction.GetModelMetadata: get_model_metadata_pb2.GetModelMetadataRequest,
-        },
-    )
-    _add(
-        server,
-        "ModelService",
-        {
-            models.GetModelStatus: get_model_status_pb2.GetModelStatusRequest,
-            models.HandleReloadConfigRequest: model_management_pb2.ReloadConfigRequest,
-        },
-    )
+def _status_name(outcome: Any, deadline: float | None) -> str:
+    """Of a call that ended with an answer or an error, as the metrics count it."""
+    if isinstance(outcome, ServingError):
+        return outcome.code.name
+    if isinstance(outcome, CancelledError | asyncio.CancelledError):
+        expired = deadline is not None and time.monotonic() >= deadline
+        return (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
+    return (grpc.StatusCode.UNKNOWN if isinstance(outcome, Exception) else grpc.StatusCode.OK).name
 
 
-def _add(server: grpc.aio.Server, service: str, methods: Mapping[Any, Any]) -> None:
-    handlers = {
-        method.__name__: grpc.unary_unary_rpc_method_handler(
-            _decoding(method, request), response_serializer=_serialised
-        )
-        for method, request in methods.items()
-    }
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(f"tensorflow.serving.{service}", handlers),)
-    )
+def _in_loop(loop: asyncio.AbstractEventLoop, answer: _Answer, kind: type[Message]) -> Handler:
+    """Has calls answered by a coroutine, which is cancelled when its client is gone."""
 
-
-def _decoding(method: Any, request: Any) -> Any:
-    """The method for serialised requests.
-
-    grpc.aio answers UNKNOWN, with a traceback in the log, to what its own deserializer cannot
-    decode; gRPC in C++ answers INTERNAL.
-    """
-
-    async def call(message: bytes, context: grpc.aio.ServicerContext) -> Any:
+    async def serve(message: bytes, call: Call) -> None:
         try:
-            decoded = request.FromString(message)
-        except DecodeError as error:
-            await context.abort(grpc.StatusCode.INTERNAL, f"Failed to parse the request: {error}")
-        return await method(decoded, context)
+            request = await aside(len(message) > LARGE_BYTES, decoded, message, kind)
+            response = await answer(request, call.deadline)
+            call.answer(response.SerializeToString())
+        except asyncio.CancelledError:
+            call.refuse(grpc.StatusCode.CANCELLED, "")
+            raise
+        except Exception as error:  # process boundary: `fail` logs what is no ServingError
+            call.fail(error)
 
-    return call
+    def handle(message: bytes, call: Call) -> None:
+        running = asyncio.run_coroutine_threadsafe(serve(message, call), loop)
+        call.when_over(running.cancel)
 
-
-def _serialised(response: Message | bytes) -> bytes:
-    return response if isinstance(response, bytes) else response.SerializeToString()
-
-
-SERVICES = ("PredictionService", "ModelService")
-"""The bare names under which the health service reports, as TensorFlow Serving has them."""
+    return handle

@@ -6,6 +6,7 @@ it takes to build protobuf objects element by element and serialise those.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -65,12 +66,13 @@ def tensor_proto(value: Array) -> bytes:
 
 
 def _strings(value: Array) -> bytes:
-    parts = []
-    for text in value.ravel().tolist():
-        length = len(text)
-        parts.append(_SHORT_STRING[length] if length < 128 else _STRING + varint(length))
-        parts.append(text)
-    return b"".join(parts)
+    texts = value.ravel().tolist()
+    lengths = list(map(len, texts))
+    if max(lengths, default=0) < len(_SHORT_STRING):
+        heads: Iterable[bytes] = map(_SHORT_STRING.__getitem__, lengths)
+    else:
+        heads = (_STRING + varint(length) for length in lengths)
+    return b"".join(itertools.chain.from_iterable(zip(heads, texts, strict=True)))
 
 
 def _shape(value: Array) -> bytes:

@@ -49,10 +49,10 @@ def throughput(setting: Setting) -> dict[str, Any]:
     answer_bytes = len(model.answer(feeds[0]))
     models = {MODEL: setting.files.base(MODEL)}
     directory = setting.workdir / "throughput"
-    rows: dict[int, list[float]] = {threads: [] for threads in {1, setting.threads}}
+    rows: dict[int, list[float]] = {threads: [] for threads in {1, setting.workers}}
     with (
         our_server(models, setting.workers, directory) as server,
-        echo_server(answer_bytes, setting.threads, directory / "echo") as echo,
+        echo_server(answer_bytes, setting.workers, directory / "echo") as echo,
     ):
         rest = _write_rest_requests(directory / "rest.bin", feeds)
         plans = {

@@ -84,7 +84,7 @@ def _measured(setting: Setting, library: str, requests: Path) -> dict[str, Any]:
     port = free_port()
     command = ["env", f"PEER_LIBRARY={library}", f"PEER_DIRECTORY={setting.files.root}"]
     command += [os.fspath(setting.peers_python), "-m", "uvicorn", "service:app", f"--host={HOST}"]
-    command += [f"--port={port}", f"--workers={setting.threads}", "--no-access-log"]
+    command += [f"--port={port}", f"--workers={setting.workers}", "--no-access-log"]
     command += ["--loop=uvloop", "--http=httptools"]
     log = setting.workdir / f"{library}.log"
     with http_server(command, port, log, cwd=_SCRIPTS) as server:

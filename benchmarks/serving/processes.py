@@ -91,8 +91,8 @@ def our_server(
     """
     directory.mkdir(parents=True, exist_ok=True)
     batching = directory / "batching.txt"
-    # Few large batches: a run has a fixed cost that its rows share. The event loop needs a core.
-    threads = max((os.cpu_count() or 1) // workers - 1, 1)
+    # Few large batches: a run has a fixed cost that its rows share.
+    threads = max((os.cpu_count() or 1) // workers, 1)
     batching.write_text(
         f"max_batch_size {{ value: {_MAX_BATCH_SIZE} }} num_batch_threads {{ value: {threads} }}\n"
     )
@@ -104,6 +104,7 @@ def our_server(
     command += [f"--port_file={port_file}", f"--rest_api_port={rest_port}"]
     command += [f"--workers={workers}", f"--file_system_poll_wait_seconds={poll_seconds}"]
     command += ["--enable_batching", f"--batching_parameters_file={batching}"]
+    command += ["--tensorflow_intra_op_parallelism=1"]
     command += [f"--monitoring_config_file={monitoring}"]
     command += [f"--model={name}={base}" for name, base in models.items()]
     with _process(command, directory / "server.log") as process:

@@ -20,7 +20,7 @@ class Setting:
     Attributes:
       world, files: what is served.
       workdir: for logs and what the parts keep.
-      workers: processes of our server, each of which keeps two threads busy.
+      workers: processes of our server, and of those that it is compared with.
       clients: of the measurements under load.
       seconds: of one measurement.
       rounds: of measurements that take turns.
@@ -41,11 +41,6 @@ class Setting:
     soak_seconds: float
     peers_python: Path
     say: Callable[[str], None]
-
-    @property
-    def threads(self) -> int:
-        """What our server can use: as many processes of one thread, or threads, get the others."""
-        return 2 * self.workers
 
     def plan(self, server: Server, name: str = MODEL, **changes: Any) -> Plan:
         """A plan of the requests `name` for the generator; `changes` are attributes of Plan."""

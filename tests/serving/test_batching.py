@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +78,12 @@ def servable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servable]:
     assert loaded.close(timeout_seconds=5.0)
 
 
-def work(servable: Servable, signature: str = "rows", **feeds: Any) -> Work:
-    """A call; to be made in an event loop."""
+def work(servable: Any, signature: str = "rows", **feeds: Any) -> Work:
+    """A call."""
     chosen = servable.signatures[signature]
     values = dict(chosen.defaults) | feeds
-    return Work(
-        servable,
-        chosen,
-        values,
-        list(chosen.outputs),
-        None,
-        batch_rows(chosen, values) or 0,
-        asyncio.get_running_loop().create_future(),
-        time.monotonic(),
-    )
+    rows = batch_rows(chosen, values) or 0
+    return Work(servable, chosen, values, list(chosen.outputs), None, rows)
 
 
 def row(numbers: list[float], words: list[bytes], weights: tuple[float, float]) -> dict[str, Any]:
@@ -120,20 +111,17 @@ REQUESTS = st.lists(
 def test_a_shared_run_answers_each_call_as_alone(
     servable: Servable, requests: list[dict[str, Any]]
 ) -> None:
-    async def test() -> None:
-        answers = run_together([work(servable, **request) for request in requests])
-        for request, answer in zip(requests, answers, strict=True):
-            if request["weights"].min() < 0:
-                assert isinstance(answer, ServingError)
-                assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
-                continue
-            assert not isinstance(answer, ServingError)
-            doubled, total, words = answer
-            assert doubled.tolist() == (2 * request["weights"]).tolist()
-            assert total.tolist() == [request["numbers"].sum()]
-            assert words.tolist() == [request["words"].size]
-
-    asyncio.run(test())
+    answers = run_together([work(servable, **request) for request in requests])
+    for request, answer in zip(requests, answers, strict=True):
+        if request["weights"].min() < 0:
+            assert isinstance(answer, ServingError)
+            assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+            continue
+        assert not isinstance(answer, ServingError)
+        doubled, total, words = answer
+        assert doubled.tolist() == (2 * request["weights"]).tolist()
+        assert total.tolist() == [request["numbers"].sum()]
+        assert words.tolist() == [request["words"].size]
 
 
 def test_only_rows_that_fit_together_may_share_a_run(servable: Servable) -> None:
@@ -148,161 +136,194 @@ def test_only_rows_that_fit_together_may_share_a_run(servable: Servable) -> None
 
 
 def test_outputs_that_are_not_row_by_row_are_run_alone(servable: Servable) -> None:
-    async def test() -> None:
-        calls = [work(servable, "pairs", x=np.array([i, i + 1.0], np.float32)) for i in range(3)]
-        answers = run_together(calls)
-        assert [answer[0].tolist() for answer in answers] == [[0.0], [1.0], [2.0]]  # type: ignore[index]
-
-    asyncio.run(test())
+    calls = [work(servable, "pairs", x=np.array([i, i + 1.0], np.float32)) for i in range(3)]
+    answers = run_together(calls)
+    assert [answer[0].tolist() for answer in answers] == [[0.0], [1.0], [2.0]]  # type: ignore[index]
 
 
-class Gate(ThreadPoolExecutor):
-    """Threads that run nothing until the gate opens, and the sizes of what they ran."""
+class Gate:
+    """A servable that runs nothing until the gate opens, and the rows of what it ran."""
 
-    def __init__(self) -> None:
-        super().__init__(4)
+    def __init__(self, servable: Servable) -> None:
+        self._servable = servable
+        self.name = servable.name
+        self.signatures = servable.signatures
         self.open = threading.Event()
         self.sizes: list[int] = []
+        self.threads: list[threading.Thread] = []
 
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        def run() -> Any:
-            assert self.open.wait(10.0)
-            self.sizes.append(len(args[0]))
-            return function(*args, **kwargs)
-
-        return super().submit(run)
+    def run(self, signature: Any, feeds: Any, *rest: Any) -> Any:
+        assert self.open.wait(10.0)
+        self.sizes.append(len(next(iter(feeds.values()))))
+        self.threads.append(threading.current_thread())
+        return self._servable.run(signature, feeds, *rest)
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate() as threads:
-        yield threads
-        threads.open.set()
+def gate(servable: Servable) -> Iterator[Gate]:
+    closed = Gate(servable)
+    yield closed
+    closed.open.set()
 
 
-def test_what_waits_when_a_thread_gets_free_shares_a_run(servable: Servable, gate: Gate) -> None:
-    async def test() -> None:
-        batcher = Batcher(BatchingOptions(4, num_batch_threads=1), gate, Metrics())
-        calls = [work(servable, weights=np.full([1, 2], i, np.float32)) for i in range(7)]
-        for call in calls:
-            batcher.submit(call)
-        await asyncio.sleep(0.01)
-        gate.open.set()
-        answers = await asyncio.gather(*(call.answer for call in calls))
-        assert [answer[0][0, 0] for answer in answers] == [2.0 * i for i in range(7)]
-        assert gate.sizes == [1, 4, 2]  # the first found a free thread; four fit in a batch
+@pytest.fixture
+def batch() -> Iterator[Callable[..., Batcher]]:
+    """batch(*options): a batcher."""
+    made = []
 
-    asyncio.run(test())
+    def make(*options: int) -> Batcher:
+        made.append(Batcher(BatchingOptions(*options), Metrics()))
+        return made[-1]
 
-
-def test_a_batch_waits_for_more_no_longer_than_its_timeout(servable: Servable) -> None:
-    async def test() -> None:
-        with Gate() as threads:
-            threads.open.set()
-            batcher = Batcher(BatchingOptions(3, 50_000, 10, 2), threads, Metrics())
-            calls = [work(servable) for _ in range(4)]
-            started = time.monotonic()
-            for call in calls:
-                batcher.submit(call)
-            await asyncio.gather(*(call.answer for call in calls[:3]))
-            assert time.monotonic() - started < 0.04  # a full batch waits for nobody
-            await calls[3].answer
-            assert 0.05 <= time.monotonic() - started < 1.0
-            assert threads.sizes == [3, 1]
-
-    asyncio.run(test())
+    yield make
+    for batcher in made:
+        batcher.close()
 
 
-def test_a_full_queue_refuses_at_once(servable: Servable, gate: Gate) -> None:
-    async def test() -> None:
-        batcher = Batcher(BatchingOptions(2, 0, 3, 1), gate, Metrics())
-        calls = [work(servable) for _ in range(8)]
-        for call in calls[:7]:  # one is taken by the thread, three batches of two wait
-            batcher.submit(call)
-            await asyncio.sleep(0)
-        with pytest.raises(ServingError, match=r"batch scheduling queue .* is full") as refused:
-            batcher.submit(calls[7])
-        assert refused.value.code is grpc.StatusCode.UNAVAILABLE
-        gate.open.set()
-        assert len(await asyncio.gather(*(call.answer for call in calls[:7]))) == 7
-        batcher.submit(calls[7])  # there is room again
-        await calls[7].answer
-
-    asyncio.run(test())
+def answers(calls: Sequence[Work]) -> list[Any]:
+    return [call.answer.result(10.0) for call in calls]
 
 
-def test_more_rows_than_a_batch_has_are_refused(servable: Servable, gate: Gate) -> None:
-    async def test() -> None:
-        batcher = Batcher(BatchingOptions(max_batch_size=64), gate, Metrics())
-        many = {alias: np.repeat(value, 65, axis=0) for alias, value in DEFAULTS.items()}
-        text = "Task size 65 is larger than maximum input batch size 64"
-        with pytest.raises(ServingError, match=text) as refused:
-            batcher.submit(work(servable, **many))
-        assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
-
-    asyncio.run(test())
+def submit(batcher: Batcher, calls: Sequence[Work], wait_for: Any) -> None:
+    """Submits calls, after the first of them has been taken by a thread."""
+    batcher.submit(calls[0])
+    wait_for(calls[0].answer.running, "the first runs")
+    for call in calls[1:]:
+        batcher.submit(call)
 
 
-def test_work_nobody_waits_for_is_not_run(servable: Servable, gate: Gate) -> None:
-    async def test() -> None:
-        batcher = Batcher(BatchingOptions(8, num_batch_threads=1), gate, Metrics())
-        calls = [work(servable) for _ in range(5)]
-        for call in calls:
-            batcher.submit(call)
-        for call in calls[1:4]:
-            call.answer.cancel()
-        gate.open.set()
-        await calls[4].answer
-        assert gate.sizes == [1, 1]
-
-    asyncio.run(test())
+def test_what_waits_when_a_thread_gets_free_shares_a_run(
+    gate: Gate, batch: Any, wait_for: Any
+) -> None:
+    calls = [work(gate, weights=np.full([1, 2], i, np.float32)) for i in range(7)]
+    submit(batch(4, 0, 10, 1), calls, wait_for)
+    gate.open.set()
+    assert [answer[0][0, 0] for answer in answers(calls)] == [2.0 * i for i in range(7)]
+    assert gate.sizes == [1, 4, 2]  # the first found a free thread; four fit in a batch
 
 
-def test_calls_that_do_not_fit_together_run_apart(servable: Servable, gate: Gate) -> None:
-    async def test() -> None:
-        batcher = Batcher(BatchingOptions(8, num_batch_threads=1), gate, Metrics())
-        good, wrong = np.ones([1, 2], np.float32), np.ones([1, 3], np.float32)
-        calls = [work(servable, weights=w) for w in (good, good, wrong, good, wrong)]
-        for call in calls:
-            batcher.submit(call)
-        gate.open.set()
-        answers = await asyncio.gather(*(call.answer for call in calls))
-        assert [answer[0].shape for answer in answers] == [(1, w) for w in (2, 2, 3, 2, 3)]
-        assert gate.sizes == [1, 2, 2]
-
-    asyncio.run(test())
-
-
-def test_what_is_ready_does_not_wait_behind_what_is_not(servable: Servable) -> None:
-    async def test() -> None:
-        with Gate() as threads:
-            threads.open.set()
-            batcher = Batcher(BatchingOptions(2, 100_000, 10, 1), threads, Metrics())
-            first = work(servable, weights=np.ones([1, 3], np.float32))
-            batcher.submit(first)
-            pair = [work(servable) for _ in range(2)]
-            for call in pair:
-                batcher.submit(call)
-            await asyncio.gather(*(call.answer for call in pair))
-            assert not first.answer.done()
-            await first.answer
-
-    asyncio.run(test())
+def test_a_batch_waits_for_more_no_longer_than_its_timeout(gate: Gate, batch: Any) -> None:
+    gate.open.set()
+    batcher = batch(3, 50_000, 10, 2)
+    calls = [work(gate) for _ in range(4)]
+    started = time.monotonic()
+    for call in calls:
+        batcher.submit(call)
+    answers(calls[:3])
+    assert time.monotonic() - started < 0.04  # a full batch waits for nobody
+    answers(calls[3:])
+    assert 0.05 <= time.monotonic() - started < 1.0
+    assert gate.sizes == [3, 1]
 
 
-def test_an_error_that_nobody_foresaw_reaches_the_caller(servable: Servable) -> None:
-    async def test() -> None:
-        with Gate() as threads:
-            threads.open.set()
-            batcher = Batcher(BatchingOptions(8, num_batch_threads=1), threads, Metrics())
-            wrong = work(servable)
-            wrong.outputs = ["no such output"]
-            batcher.submit(wrong)
-            with pytest.raises(KeyError):
-                await asyncio.wait_for(wrong.answer, 10.0)
-            right = work(servable)
-            batcher.submit(right)
-            assert len(await asyncio.wait_for(right.answer, 10.0)) == len(OUTPUTS)
+def test_a_full_queue_refuses_at_once(gate: Gate, batch: Any, wait_for: Any) -> None:
+    batcher = batch(2, 0, 3, 1)
+    calls = [work(gate) for _ in range(8)]
+    submit(batcher, calls[:7], wait_for)  # one is taken by the thread, three batches of two wait
+    with pytest.raises(ServingError, match=r"batch scheduling queue .* is full") as refused:
+        batcher.submit(calls[7])
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+    gate.open.set()
+    assert len(answers(calls[:7])) == 7
+    batcher.submit(calls[7])  # there is room again
+    answers(calls[7:])
 
-    asyncio.run(test())
-    assert servable.calls_in_flight == 0
+
+def test_more_rows_than_a_batch_has_are_refused(servable: Servable, batch: Any) -> None:
+    many = {alias: np.repeat(value, 65, axis=0) for alias, value in DEFAULTS.items()}
+    text = "Task size 65 is larger than maximum input batch size 64"
+    with pytest.raises(ServingError, match=text) as refused:
+        batch(64).submit(work(servable, **many))
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_work_nobody_waits_for_is_not_run(gate: Gate, batch: Any, wait_for: Any) -> None:
+    calls = [work(gate) for _ in range(5)]
+    submit(batch(8, 0, 10, 1), calls, wait_for)
+    for call in calls[1:4]:
+        assert call.answer.cancel()
+    gate.open.set()
+    answers(calls[4:])
+    assert gate.sizes == [1, 1]
+
+
+def test_calls_that_do_not_fit_together_run_apart(gate: Gate, batch: Any, wait_for: Any) -> None:
+    good, wrong = np.ones([1, 2], np.float32), np.ones([1, 3], np.float32)
+    calls = [work(gate, weights=w) for w in (good, good, wrong, good, wrong)]
+    submit(batch(8, 0, 10, 1), calls, wait_for)
+    gate.open.set()
+    assert [answer[0].shape for answer in answers(calls)] == [(1, w) for w in (2, 2, 3, 2, 3)]
+    assert gate.sizes == [1, 2, 2]
+
+
+def test_what_is_ready_does_not_wait_behind_what_is_not(servable: Servable, batch: Any) -> None:
+    batcher = batch(2, 100_000, 10, 1)
+    first = work(servable, weights=np.ones([1, 3], np.float32))
+    pair = [work(servable) for _ in range(2)]
+    for call in (first, *pair):
+        batcher.submit(call)
+    answers(pair)
+    assert not first.answer.done()
+    answers([first])
+
+
+def test_an_error_that_nobody_foresaw_reaches_the_caller(servable: Servable, batch: Any) -> None:
+    batcher = batch(8, 0, 10, 1)
+    wrong = work(servable)
+    wrong.outputs = ["no such output"]
+    batcher.submit(wrong)
+    with pytest.raises(KeyError):
+        answers([wrong])
+    right = work(servable)
+    batcher.submit(right)
+    assert len(answers([right])[0]) == len(OUTPUTS)
+
+
+def test_what_is_short_runs_in_the_thread_that_comes_back_for_it(gate: Gate, batch: Any) -> None:
+    gate.open.set()
+    gate.signatures["rows"].last_seconds = 0.001
+    batcher = batch(8, 0, 10, 1)
+    calls = [work(gate) for _ in range(3)]
+    for call in calls:
+        batcher.submit(call, caller_runs=True)
+    assert not any(call.answer.done() for call in calls)
+    batcher.run_waiting()
+    assert len(answers(calls)) == 3
+    assert gate.sizes == [3]
+    assert gate.threads == [threading.current_thread()]
+
+
+def test_what_is_not_short_is_left_to_the_threads(gate: Gate, batch: Any) -> None:
+    gate.signatures["rows"].last_seconds = math.inf
+    batcher = batch(8, 0, 10, 1)
+    call = work(gate)
+    batcher.submit(call, caller_runs=True)
+    batcher.run_waiting()  # returns at once: the gate is closed
+    gate.open.set()
+    answers([call])
+    assert gate.threads != [threading.current_thread()]
+
+
+def test_no_more_batches_run_than_may(gate: Gate, batch: Any, wait_for: Any) -> None:
+    batcher = batch(8, 0, 10, 1)
+    first, second = work(gate), work(gate)
+    submit(batcher, [first], wait_for)
+    gate.signatures["rows"].last_seconds = 0.001
+    batcher.submit(second, caller_runs=True)
+    batcher.run_waiting()  # the one batch that may run does
+    assert not second.answer.running()
+    gate.open.set()
+    answers([first, second])
+
+
+def test_what_waits_when_the_server_stops_is_refused(gate: Gate, batch: Any, wait_for: Any) -> None:
+    batcher = batch(8, 0, 10, 1)
+    calls = [work(gate), work(gate)]
+    submit(batcher, calls, wait_for)
+    batcher.close()
+    with pytest.raises(ServingError, match="The server is stopping"):
+        answers(calls[1:])
+    with pytest.raises(ServingError, match="The server is stopping"):
+        batcher.submit(work(gate))
+    gate.open.set()
+    answers(calls[:1])
