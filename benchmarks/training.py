@@ -129,8 +129,7 @@ def train_jointly(
         recalls = []
         for goal in goals:
             query = users * block_mask(network.block_sizes, goal.blocks)
-            top = held_out.top(query, items, RECALL_AT)
-            recalls.append(np.nanmean(held_out.recall(top, goal.level, RECALL_AT)))
+            recalls.append(np.nanmean(held_out.recall_of(query, items, goal.level, RECALL_AT)))
         return float(np.mean(recalls))
 
     fitted = fit(task, makers, settings.rounds, model.validation, validate, quiet)

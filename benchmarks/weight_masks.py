@@ -145,9 +145,8 @@ class WeightMaskedTask(JointTask):
         own = block_mask(self._network.block_sizes, (self._stage,))
 
         def recall() -> float:
-            items = self.items()
-            top = reaching.top(self.users(reaching) * own, items, min(RECALL_AT, len(items)))
-            return float(np.mean(reaching.recall(top, self._stage, RECALL_AT)))
+            query = self.users(reaching) * own
+            return float(np.mean(reaching.recall_of(query, self.items(), self._stage, RECALL_AT)))
 
         return recall if len(reaching) else None
 

@@ -92,18 +92,60 @@ class HeldOut:
           items: [N, D] item vectors, N >= k.
           k: length of the lists. A list is padded with -1 where fewer items remain.
         """
-        parts = []
-        for start in range(0, len(self), _BATCH):
-            scores = tf.matmul(users[start : start + _BATCH], items, transpose_b=True)
-            parts.append(self.top_of(scores.numpy(), start, k))
+        parts = [self.top_of(scores, start, k) for start, scores in self.scores(users, items)]
         return np.concatenate(parts) if parts else np.zeros((0, k), np.int32)
 
-    def top_of(self, scores: npt.NDArray[np.float32], start: int, k: int) -> Ints:
+    def scores(self, users: Vectors, items: Vectors) -> Iterator[tuple[int, Vectors]]:
+        """(first query, inner products [B, N]) batch by batch; see `top`."""
+        for start in range(0, len(self), _BATCH):
+            scores = tf.matmul(users[start : start + _BATCH], items, transpose_b=True)
+            yield start, scores.numpy()
+
+    def top_of(self, scores: Vectors, start: int, k: int) -> Ints:
         """[B, k] the best new items of the queries from `start` on, by their scores [B, N]."""
-        rows, items = self.seen(start, start + len(scores))
-        scores[rows, items] = -np.inf
+        self.exclude_seen(scores, start)
         values, top = tf.math.top_k(scores, k)
         return np.where(np.isfinite(values), top, -1)
+
+    def exclude_seen(self, scores: Vectors, start: int) -> None:
+        """Sets scores [B, N] of the queries from `start` on to -inf where the item is not new."""
+        rows, items = self.seen(start, start + len(scores))
+        scores[rows, items] = -np.inf
+
+    def recall_of(
+        self, users: Vectors, items: Vectors, level: int, k: int
+    ) -> npt.NDArray[np.float64]:
+        """[Q] `recall` of the lists that `top` gives, without making them."""
+        parts = [np.zeros(0)]
+        for start, scores in self.scores(users, items):
+            self.exclude_seen(scores, start)
+            parts.append(self.recall_by(scores, start, level, k))
+        return np.concatenate(parts)
+
+    def recall_by(self, scores: Vectors, start: int, level: int, k: int) -> npt.NDArray[np.float64]:
+        """[B] `recall` of the best k items of the queries from `start` on.
+
+        An item's place is the number of those that score more, or as much and come before it.
+        To count them for the few targets takes a fraction of the time that sorting takes.
+
+        Args:
+          scores: [B, N] -inf where an item is not to be found.
+          start: see `top_of`.
+          level: see `recall`.
+          k: see `recall`.
+        """
+        batch = slice(start, start + len(scores))
+        targets = np.where(self.target_levels[batch] >= level, self.targets[batch], -1)
+        hits = np.zeros(len(scores))
+        # One by one: NumPy counts along a contiguous row ten times as fast as along an axis.
+        for row, column in np.argwhere(targets >= 0):
+            item, of_row = targets[row, column], scores[row]
+            place = np.count_nonzero(of_row > of_row[item])
+            if place < k:
+                place += np.count_nonzero(of_row[:item] == of_row[item])
+            hits[row] += place < k and np.isfinite(of_row[item])
+        wanted = (targets >= 0).sum(axis=1)
+        return hits / np.where(wanted > 0, np.minimum(wanted, k), np.nan)
 
     def seen(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Ints]:
         """(row, item) of everything in the histories of the queries [start, stop)."""

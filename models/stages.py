@@ -243,8 +243,7 @@ def _validator(task: StageTask, held_out: HeldOut | None, stage: int) -> Callabl
 
     def validate() -> float:
         users, items = task.vectors(reaching)
-        top = reaching.top(users, items, min(RECALL_AT, len(items)))
-        return float(np.nanmean(reaching.recall(top, stage, RECALL_AT)))
+        return float(np.nanmean(reaching.recall_of(users, items, stage, RECALL_AT)))
 
     return validate
 

@@ -99,29 +99,53 @@ def choose_weights(
     if not len(held_out):
         return weights, float("nan")
 
-    def recalls(candidate: list[float]) -> npt.NDArray[np.float64]:
-        query = fuse(users, block_sizes, candidate)
-        return held_out.recall(held_out.top(query, items, min(k, len(items))), level, k)
-
-    best = recalls(weights)
+    best = held_out.recall_of(fuse(users, block_sizes, weights), items, level, k)
     for _ in range(_SWEEPS):
         before = list(weights)
         for block in range(1, len(weights)):
-            tried = []
-            for weight in GRID:
-                if weight == weights[block]:
-                    continue
-                candidate = [*weights[:block], weight, *weights[block + 1 :]]
-                values = recalls(candidate)
-                if _exceeds(values, best):
-                    tried.append((candidate, values))
-            if tried:
-                _, most = max(tried, key=lambda entry: entry[1].mean())
+            recalls = _recalls_along(held_out, users, items, block_sizes, weights, block, level, k)
+            best = recalls[GRID.index(weights[block])]
+            better = [place for place in range(len(GRID)) if _exceeds(recalls[place], best)]
+            if better:
+                most = recalls[max(better, key=lambda place: recalls[place].mean())]
                 # The grid ascends, so the first is the smallest.
-                weights, best = next(entry for entry in tried if not _exceeds(most, entry[1]))
+                place = next(place for place in better if not _exceeds(most, recalls[place]))
+                weights[block], best = GRID[place], recalls[place]
         if weights == before:
             break
     return weights, float(best.mean())
+
+
+def _recalls_along(
+    held_out: HeldOut,
+    users: Vectors,
+    items: Vectors,
+    block_sizes: Sequence[int],
+    weights: Sequence[float],
+    block: int,
+    level: int,
+    k: int,
+) -> npt.NDArray[np.float64]:
+    """[G, Q] Recall@k with one block's weight at each value of `GRID`, the others as they are.
+
+    What the block and what the others score is computed once for all G.
+    """
+    others = fuse(users, block_sizes, [*weights[:block], 0.0, *weights[block + 1 :]])
+    end = sum(block_sizes[: block + 1])
+    own = slice(end - block_sizes[block], end)
+    recalls = np.empty((len(GRID), len(held_out)))
+    for (start, rest), (_, alone) in zip(
+        held_out.scores(others, items),
+        held_out.scores(users[:, own], items[:, own]),
+        strict=True,
+    ):
+        held_out.exclude_seen(rest, start)
+        fused = np.empty_like(rest)
+        for place, weight in enumerate(GRID):
+            np.multiply(alone, np.float32(weight), out=fused)
+            fused += rest
+            recalls[place, start : start + len(rest)] = held_out.recall_by(fused, start, level, k)
+    return recalls
 
 
 def _exceeds(recalls: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:

@@ -293,6 +293,45 @@ def test_recall_and_ndcg_equal_the_metrics(logs: list[Log], level: int, k: int) 
             assert np.isnan(ndcgs[query])
 
 
+@settings(deadline=None, max_examples=60)
+@given(_logs(), st.integers(0, 2), st.integers(1, N_ITEMS + 3), st.integers(0, 9))
+def test_recall_without_lists_is_that_of_the_lists(
+    logs: list[Log], level: int, k: int, seed: int
+) -> None:
+    """Small whole numbers, so that many items score alike."""
+    held = HeldOut.of(timelines_of(logs), 1000, 0)
+    rng = np.random.default_rng(seed)
+    users = rng.integers(-1, 2, (len(held), D)).astype(np.float32)
+    items = rng.integers(-1, 2, (N_ITEMS, D)).astype(np.float32)
+    expected = held.recall(held.top(users, items, min(k, N_ITEMS)), level, k)
+    np.testing.assert_array_equal(held.recall_of(users, items, level, k), expected)
+
+
+def test_recall_without_lists_of_many_queries_and_of_none() -> None:
+    rng = np.random.default_rng(0)
+    logs: list[Log] = [
+        [(int(i), int(rng.integers(0, 3)), t // 2, 1) for t, i in enumerate(rng.permutation(8))]
+        for _ in range(300)
+    ]
+    held = HeldOut.of(timelines_of(logs), 2000, 0)
+    assert len(held) == 1200
+    users, items = _vectors(1200)
+    for level in (1, 2):
+        expected = held.recall(held.top(users, items, 3), level, 3)
+        np.testing.assert_array_equal(held.recall_of(users, items, level, 3), expected)
+    nothing = held.only(np.zeros(0, np.int64))
+    assert nothing.recall_of(users[:0], items, 0, 3).shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_no_hits(bad: float) -> None:
+    held = HeldOut.of(timelines_of([[(3, 0, 1, 0)], [(4, 0, 1, 0)]]), 9, 0)
+    scores = np.zeros((2, N_ITEMS), np.float32)
+    scores[0, 3] = bad
+    scores[1, 4] = 1.0
+    assert held.recall_by(scores, 0, 0, 5).tolist() == [0.0, 1.0]
+
+
 def test_a_training_target_knows_no_level_of_a_held_out_event():
     log = timelines_of([[(5, 0, 1, 2), (6, 0, 2, 0), (7, 0, 8, 0), (5, 2, 9, -1)]])
     training, validation = cut(log, ordered=True, share=0.3, seed=0)
