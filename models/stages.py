@@ -263,9 +263,12 @@ class StageTask(Task):
         self.stage = stage
         self.settings = settings
         self._item_features = {name: tf.constant(ids) for name, ids in item_features.items()}
-        # Variables, so that the step is traced once although CPP changes what the stage owns.
-        self._block = tf.Variable(self._owned_outputs(stage), trainable=False)
-        self._upstream = [tf.constant(self._owned_outputs(k)) for k in range(stage)]
+        # Variables, so that the step is traced once although CPP changes what the stage owns. The
+        # scores are computed from the stage's own outputs alone, which are a few of all.
+        self._block = tf.Variable(
+            self._selection(stage), trainable=False, shape=[towers.spec.towers.dimension, None]
+        )
+        self._upstream = [tf.constant(self._selection(k)) for k in range(stage)]
         self._masks = {
             name: tf.Variable(mask, trainable=False)
             for name, mask in towers.trainable_masks(stage).items()
@@ -274,12 +277,14 @@ class StageTask(Task):
 
     def take_ownership(self) -> None:
         """Reads anew from the towers what the stage owns."""
-        self._block.assign(self._owned_outputs(self.stage))
+        self._block.assign(self._selection(self.stage))
         for name, mask in self.towers.trainable_masks(self.stage).items():
             self._masks[name].assign(mask)
 
-    def _owned_outputs(self, stage: int) -> npt.NDArray[np.float32]:
-        return (self.towers.owners[OUTPUT] == stage).astype(np.float32)
+    def _selection(self, stage: int) -> npt.NDArray[np.float32]:
+        """[D, D_k] takes the stage's columns out of outputs [N, D] by a product, to the bit."""
+        owners = self.towers.owners[OUTPUT]
+        return np.eye(len(owners), dtype=np.float32)[:, owners == stage]
 
     @property
     def moving(self) -> list[tf.Variable]:
@@ -357,11 +362,11 @@ class StageTask(Task):
         return {name: tf.gather(table, ids) for name, table in self._item_features.items()}
 
     def _frozen(self, outputs: tf.Tensor) -> tf.Tensor:
-        """[N, D] the blocks of the stages before, each L2-normalised, zeros elsewhere."""
-        return tf.add_n([_normalised(outputs, block) for block in self._upstream])
+        """[N, D_up] the blocks of the stages before, each L2-normalised."""
+        return tf.concat([_normalised(outputs, block) for block in self._upstream], axis=1)
 
     def vectors(self, held_out: HeldOut) -> tuple[npt.NDArray, npt.NDArray]:
-        """(queries [Q, D], items [N, D]): all blocks up to this stage's own, weighing 1."""
+        """(queries [Q, d], items [N, d]): all blocks up to this stage's own, weighing 1."""
         spec = self.towers.spec
         users = [
             self._vector(self.towers.users(inputs))
@@ -370,8 +375,8 @@ class StageTask(Task):
         return np.concatenate(users), self._vector(self.items(tf.range(spec.n_items)))
 
     def _vector(self, outputs: tf.Tensor) -> npt.NDArray[np.float32]:
-        own = _normalised(outputs, self._block)
-        return tf.add_n([own, *(_normalised(outputs, block) for block in self._upstream)]).numpy()
+        blocks = [*self._upstream, self._block]
+        return tf.concat([_normalised(outputs, block) for block in blocks], axis=1).numpy()
 
 
 def user_inputs(batch: TensorBatch) -> UserInputs:
@@ -396,5 +401,5 @@ def offsets_of(batch: TensorBatch) -> tf.Tensor:
 
 
 def _normalised(outputs: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
-    """[N, D] the block's coordinates L2-normalised by themselves, zeros elsewhere."""
-    return tf.math.l2_normalize(outputs * block, axis=1, epsilon=1e-12)
+    """[N, D_k] the coordinates of a block [D, D_k], L2-normalised by themselves."""
+    return tf.math.l2_normalize(tf.matmul(outputs, block), axis=1, epsilon=1e-12)

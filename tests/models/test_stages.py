@@ -493,6 +493,20 @@ def test_vectors_are_the_blocks_so_far(cascade: Any) -> None:
         np.testing.assert_allclose(users @ items.T, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_vectors_lose_what_is_given_away(cascade: Any) -> None:
+    """The step, traced once, reads no more of the outputs that were freed since."""
+    held = HeldOut.of(cascade.data.timelines, 20, 0)
+    towers = TwoTower(cascade.towers.spec, seed=5)
+    task = StageTask(towers, cascade.data.item_features, 0, cascade.settings[0])
+    towers.release(0, 0.5, seed=2)
+    task.take_ownership()
+    fresh = StageTask(towers, cascade.data.item_features, 0, cascade.settings[0])
+    assert 0 < towers.block_sizes()[0] < 24
+    for vectors, expected in zip(task.vectors(held), fresh.vectors(held), strict=True):
+        assert vectors.shape[1] == towers.block_sizes()[0]
+        np.testing.assert_array_equal(vectors, expected)
+
+
 # --- the known answer is found --------------------------------------------------------------
 
 
