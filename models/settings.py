@@ -66,7 +66,7 @@ class StageSettings(Settings):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     rounds: Positive = 30
     """Most rounds of training; see `ValidationSettings.round_steps`. A stage after the first has no
-    more than add up to one and a half of the first: it starts from what the frozen ones know."""
+    more than add up to one of the first: it starts from what the frozen ones know."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     batch_size: Positive = 512

@@ -24,7 +24,6 @@ from models.towers import OUTPUT, TowerSpec, TwoTower, UserInputs
 
 Progress = Callable[[str], None]
 RECALL_AT = 50
-_LATER_ROUNDS = 1.5  # of the first stage's length, most that a later stage trains
 _IMPORTANCE_BATCHES = 8  # read by the importances that depend on data
 
 
@@ -163,7 +162,8 @@ def train_stage(
         )
         report.phases.append(Phase(name, len(maker.positives), fitted))
 
-    longest = settings.rounds if stage == 0 else math.ceil(_LATER_ROUNDS / maker.share)
+    # A later stage trains no longer than a round of the first takes.
+    longest = settings.rounds if stage == 0 else math.ceil(1 / maker.share)
     run("train", min(settings.rounds, longest))
     if stage < towers.spec.n_objectives - 1:
         importance, before = task.importance(maker), towers.owners

@@ -139,7 +139,7 @@ def test_reports_tell_what_happened(cascade: Any) -> None:
         assert np.all(np.isfinite(losses))
         assert losses[-1] < losses[0]
     assert len({first.upstream_sha256, second.upstream_sha256, third.upstream_sha256}) == 3
-    trained = [12, *(min(12, math.ceil(1.5 * positives[0] / positives[k])) for k in (1, 2))]
+    trained = [12, *(min(12, math.ceil(positives[0] / positives[k])) for k in (1, 2))]
     assert [len(report.phases[0].fitted.losses) for report in cascade.reports] == trained
     assert len(cascade.told) == sum(trained) + 3 * 2
     assert cascade.told[0].startswith("exposure: train round 1/12, loss ")
@@ -373,12 +373,12 @@ def _rounds(
     return [len(phase.fitted.losses) for phase in report.phases]
 
 
-def test_a_later_stage_trains_no_longer_than_one_and_a_half_rounds_of_the_first(
+def test_a_later_stage_trains_no_longer_than_a_round_of_the_first(
     world: Any, cascade: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timelines = world.data().timelines
     exposed, bought = (len(timelines.positives(level)) for level in (0, 2))
-    longest = math.ceil(1.5 * exposed / bought)
+    longest = math.ceil(exposed / bought)
     assert 1 < longest < 9
     of = partial(_rounds, world, cascade, monkeypatch, 1)
     assert of(2) == [longest]
