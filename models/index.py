@@ -162,14 +162,17 @@ def search_excluding(
 
     def best(found: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         scores, rows = found
-        infinity = tf.constant(-math.inf, scores.dtype)
-        scores = tf.where(_contains(excluded, rows), infinity, scores)
-        width = tf.maximum(n - tf.shape(scores)[1], 0)
-        scores = tf.pad(scores, [[0, 0], [0, width]], constant_values=-math.inf)
-        rows = tf.pad(rows, [[0, 0], [0, width]])
-        scores, places = tf.math.top_k(scores, k=n)
-        rows = tf.gather(rows, places, axis=1, batch_dims=1)
-        return scores, tf.where(tf.math.is_finite(scores), rows, -1)
+        kept = tf.math.is_finite(scores) & ~_contains(excluded, rows)
+        # They come best first: the j-th kept is where the count of kept ones reaches j.
+        count = tf.cumsum(tf.cast(kept, tf.int32), axis=1)
+        wanted = tf.broadcast_to(tf.range(1, n + 1), [tf.shape(scores)[0], n])
+        places = tf.searchsorted(count, wanted)
+        scores = tf.pad(scores, [[0, 0], [0, 1]], constant_values=-math.inf)
+        rows = tf.pad(rows, [[0, 0], [0, 1]], constant_values=-1)
+        return (
+            tf.gather(scores, places, axis=1, batch_dims=1),
+            tf.gather(rows, places, axis=1, batch_dims=1),
+        )
 
     scores, rows = best(searcher.search(queries, k))
     if searcher is exact:
