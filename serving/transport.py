@@ -122,7 +122,9 @@ class Call:
     def _start(self, *operations: Any) -> None:
         with self._server.changed:
             self._server.due += 1
-        self._call.start_server_batch(operations, self._server.on_sent)
+        if self._call.start_server_batch(operations, self._server.on_sent):
+            # The client of a stream has not read its first message: stopping cancels it.
+            self._server.on_sent(None)
 
     def receive(self, handler: Handler) -> None:
         """Has `handler` called with the message of the client. For the server."""

@@ -16,6 +16,7 @@ from serving.transport import Call, Server, decoded
 CANCELLED, UNKNOWN = grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 OPTIONS = [("grpc.so_reuseport", 0)]
+LONG_BYTES = 50_000_000  # more than gRPC takes from a server before a client has asked for it
 
 
 class Service:
@@ -37,6 +38,7 @@ class Service:
                 "/test/block-and-leave": self._block_and_leave,
                 "/test/wrong": self._wrong,
                 "/test/stream": self._stream,
+                "/test/long-stream": lambda _, call: self._stream(bytes(LONG_BYTES), call),
             },
             self._run_waiting,
             OPTIONS,
@@ -44,7 +46,9 @@ class Service:
         )
         self.port = self.server.add_port("127.0.0.1:0")
         self.server.start()
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.channel = grpc.insecure_channel(
+            f"127.0.0.1:{self.port}", [("grpc.max_receive_message_length", -1)]
+        )
 
     def __call__(self, method: str, message: bytes = b"x", timeout: float | None = 20.0) -> Any:
         # gRPC cancels calls that nobody holds.
@@ -170,7 +174,7 @@ def test_a_call_knows_its_deadline_and_when_it_is_over(service: Service) -> None
     expiring = service("keep", timeout=0.3)
     call = service.kept_call()
     assert call.deadline is not None
-    assert 0.0 < call.deadline - time.monotonic() <= 0.3
+    assert 0.0 < call.deadline - time.monotonic() < 0.4
     assert expiring.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert service.over.acquire(timeout=10.0)
     assert time.monotonic() >= call.deadline
@@ -211,6 +215,18 @@ def test_a_stream_is_a_message_and_its_end(service: Service) -> None:
     service.kept_call().answer(b"later")
     assert list(stream) == [b"later"]
     assert stream.code() is grpc.StatusCode.OK
+
+
+def test_a_stream_that_its_client_does_not_read_ends_with_the_server() -> None:
+    service = Service()
+    stream = service.channel.unary_stream("/test/long-stream")(b"")
+    service.kept_call().answer(b"later")
+    started = time.monotonic()
+    service.server.stop(0.3)
+    assert 0.3 <= time.monotonic() - started < 5.0
+    with pytest.raises(grpc.RpcError) as ended:
+        list(stream)
+    assert ended.value.code() in (CANCELLED, UNAVAILABLE)
 
 
 def test_a_client_that_sends_no_message_is_told(service: Service) -> None:
