@@ -205,8 +205,8 @@ class ModelServer:
     async def _close(self) -> None:
         if self._grpc is not None:
             self._health.stop()
-            # Of the calls that have arrived, gRPC hands over one at a time, and those that wait for
-            # that when it stops end as CANCELLED (https://github.com/grpc/grpc/issues/41785). So
+            # gRPC hands over as many calls as it was asked for; those that have arrived and wait
+            # for that at the end are CANCELLED (https://github.com/grpc/grpc/issues/41785). So
             # they are refused first, which clients know how to handle.
             for _ in range(_DRAIN_LOOKS):
                 refused = self._versions.refused

@@ -143,8 +143,6 @@ class Call:
             try:
                 handler(message, self)
                 self._server.on_message()
-            except ServingError as error:
-                self.fail(error)
             # Process boundary: the fault of one call must not end the thread of all.
             except Exception as error:
                 self.fail(error)
