@@ -70,7 +70,7 @@ class Engine:
                 answer = work.answer
             else:
                 answer = self._threads.submit(work.run)
-        except BaseException:
+        except BaseException:  # whatever it is: what is held for ever is never unloaded
             servable.release()
             raise
         answer.add_done_callback(lambda _: servable.release())
