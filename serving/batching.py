@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -22,6 +22,9 @@ from serving.metrics import Metrics
 from serving.options import BatchingOptions
 from serving.servable import Servable, Signature
 from serving.tensors import Array
+
+Form = tuple[object, ...]
+"""Of a call's feeds: two calls of a signature with equal forms may share a run."""
 
 _Key = tuple[object, ...]
 
@@ -35,7 +38,8 @@ class Work:
       feeds: input alias -> value, for every input.
       outputs: output aliases.
       deadline: time.monotonic() after which nobody waits any more; None = never.
-      rows: first dimension of the feeds.
+      rows: first dimension of the feeds; 0 = must run alone.
+      form: of the feeds.
       answer: gets the values of `outputs`, or a ServingError; once cancelled it is not run.
       queued_at: time.monotonic() of the call.
     """
@@ -45,7 +49,8 @@ class Work:
     feeds: dict[str, Array]
     outputs: Sequence[str]
     deadline: float | None
-    rows: int
+    rows: int = 0
+    form: Form = ()
     answer: Future[list[Array]] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
 
@@ -110,7 +115,8 @@ class Batcher:
         self._options = options
         self._metrics = metrics
         self._queues: dict[_Key, _Queue] = {}
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # entered directly by every call: a Condition is in Python
+        self._changed = threading.Condition(self._lock)
         self._running = 0  # batches
         self._is_closed = False
         for number in range(options.num_batch_threads):
@@ -133,8 +139,8 @@ class Batcher:
                 f"Task size {work.rows} is larger than maximum input batch size "
                 f"{options.max_batch_size}"
             )
-        key = _key(work)
-        with self._changed:
+        key = (work.servable, work.signature, tuple(work.outputs), work.form)
+        with self._lock:
             if self._is_closed:
                 raise stopping()
             queue = self._queues.get(key)
@@ -230,9 +236,8 @@ class Batcher:
     def _run(self, batch: list[Work]) -> None:
         name = batch[0].servable.name
         now = time.monotonic()
-        for work in batch:
-            self._metrics.queued(name, now - work.queued_at)
-        self._metrics.batch(name, sum(work.rows for work in batch))
+        waits = [now - work.queued_at for work in batch]
+        self._metrics.batch(name, sum(work.rows for work in batch), waits)
         answers: Sequence[list[Array] | Exception]
         try:
             answers = run_together(batch)
@@ -249,31 +254,27 @@ class Batcher:
                 work.answer.set_result(answer)
 
 
-def batch_rows(signature: Signature, feeds: dict[str, Array]) -> int | None:
-    """The number of rows of a call that may share a run; None if it must run alone."""
+def rows_and_form(signature: Signature, feeds: Mapping[str, Array]) -> tuple[int, Form]:
+    """What decides with which others a call may share a run; (0, ()) if it must run alone.
+
+    Args:
+      signature: of the call.
+      feeds: input alias -> value, for every input.
+    """
     if not signature.batchable:
-        return None
+        return 0, ()
     rows = None
-    for value in feeds.values():
-        if not value.shape or rows not in (None, value.shape[0]):
-            return None
-        rows = value.shape[0]
-    return rows
-
-
-def _key(work: Work) -> _Key:
-    """Equal for calls that may share a run: the feeds fit together but for the first dimension and
-    the lengths of padded lists."""
-    padding = work.signature.padding
-    return (
-        work.servable,
-        work.signature.name,
-        tuple(work.outputs),
-        *(
-            (value.dtype.char, value.ndim if alias in padding else value.shape[1:])
-            for alias, value in sorted(work.feeds.items())
-        ),
-    )
+    form: list[object] = []
+    for alias in signature.inputs:
+        value = feeds[alias]
+        shape = value.shape
+        if not shape or rows not in (None, shape[0]):
+            return 0, ()
+        rows = shape[0]
+        form.append(value.dtype.num)
+        # Lists that can be padded may differ in length.
+        form.append(len(shape) if alias in signature.padding else shape[1:])
+    return rows or 0, tuple(form)
 
 
 def run_together(batch: Sequence[Work]) -> list[list[Array] | ServingError]:

@@ -32,8 +32,9 @@ def serve(options: ServerOptions, port_file: Path | None = None) -> None:
 
 
 def _serve_here(options: ServerOptions, port_file: Path | None) -> None:
-    from serving.server import ModelServer  # TensorFlow: seconds
+    from serving.server import ModelServer, spare_what_is_imported  # TensorFlow: seconds
 
+    spare_what_is_imported()
     server = ModelServer(options)
     with _on_signals(server.request_stop):
         try:

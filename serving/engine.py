@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from tensorflow_serving.apis import predict_pb2
 
 from serving import predict
-from serving.batching import Batcher, Work, batch_rows, deadline_exceeded, milliseconds_until
+from serving.batching import Batcher, Work, deadline_exceeded, milliseconds_until, rows_and_form
 from serving.metrics import Metrics
 from serving.model_spec import model_key
 from serving.options import ServerOptions
@@ -61,11 +61,11 @@ class Engine:
           ServingError: DEADLINE_EXCEEDED, or UNAVAILABLE if too much waits.
         """
         milliseconds_until(deadline)  # expired work is not run
-        rows = batch_rows(signature, feeds) if self._batcher else None
-        work = Work(servable, signature, feeds, outputs, deadline, rows or 0)
+        rows, form = rows_and_form(signature, feeds) if self._batcher else (0, ())
+        work = Work(servable, signature, feeds, outputs, deadline, rows, form)
         servable.acquire()
         try:
-            if self._batcher and rows is not None:
+            if self._batcher and form:
                 self._batcher.submit(work, caller_runs)
                 answer = work.answer
             else:
@@ -131,7 +131,8 @@ class Engine:
           ServingError: as `done` would get it; `done` is not called then.
         """
         name, version, label = model_key(request)
-        with self.versions.lease(name, version, label) as servable:
+        servable = self.versions.acquire(name, version, label)
+        try:
             signature = predict.find_signature(servable, request.model_spec.signature_name)
             if self.options.check_method_names:
                 predict.check_method(signature, "predict", predict.PREDICT_METHOD)
@@ -139,6 +140,8 @@ class Engine:
             outputs = predict.select_outputs(signature, request.output_filter)
             started = time.monotonic()
             run = self.submit(servable, signature, feeds, outputs, deadline, caller_runs)
+        finally:
+            servable.release()
 
         def respond(run: Future[list[Array]]) -> None:
             try:

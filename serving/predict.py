@@ -60,9 +60,9 @@ def decode_inputs(signature: Signature, inputs: Mapping[str, Any]) -> dict[str, 
     """
     check_names(signature, inputs)
     feeds = dict(signature.defaults)
-    for alias, proto in inputs.items():
+    for alias in inputs:
         try:
-            feeds[alias] = tensors.to_array(proto)
+            feeds[alias] = tensors.to_array(inputs[alias])
         except tensors.TensorParseError as error:
             raise invalid_argument(f"tensor parsing error: {alias}") from error
     return feeds
@@ -76,6 +76,8 @@ def check_names(signature: Signature, sent: Iterable[str]) -> None:
     """
     known = signature.inputs.keys()
     names = set(sent)
+    if signature.required <= names <= known:
+        return
     if len(names) > len(known) or (len(names) < len(known) and not signature.defaults):
         missing = known - names - signature.defaults.keys()
         raise invalid_argument(
@@ -91,11 +93,10 @@ def check_names(signature: Signature, sent: Iterable[str]) -> None:
                 f"request {{{_list(names)}}}, or default input alias set: "
                 f"{_list(signature.defaults)}"
             )
-    if not names <= known:
-        raise invalid_argument(
-            f"Inputs contains invalid name. Used request inputs: {_list(names & known)}, "
-            f"request input: {_list(names)}"
-        )
+    raise invalid_argument(
+        f"Inputs contains invalid name. Used request inputs: {_list(names & known)}, "
+        f"request input: {_list(names)}"
+    )
 
 
 def select_outputs(signature: Signature, output_filter: Sequence[str]) -> list[str]:

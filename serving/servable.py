@@ -46,6 +46,7 @@ class Signature:
       method_name: what kind of call it was exported for, e.g. "tensorflow/serving/predict".
       inputs, outputs: alias -> TensorInfo, sorted by alias.
       defaults: input alias -> value used when a request leaves the input out.
+      required: input aliases without a default.
       batchable: rows of different requests may share a run: every input and output declares a
         first dimension of any size.
       padding: input alias -> element that fills up short lists, for the inputs whose lists may
@@ -64,6 +65,7 @@ class Signature:
         "name",
         "outputs",
         "padding",
+        "required",
     )
 
     def __init__(self, name: str, definition: Any, graph: tf.Graph) -> None:
@@ -77,6 +79,7 @@ class Signature:
             alias: tensors.to_array(definition.defaults[alias])
             for alias in sorted(definition.defaults)
         }
+        self.required = self.inputs.keys() - self.defaults.keys()
         self.batchable = bool(self.inputs) and all(
             _has_free_rows(info) for info in (*self.inputs.values(), *self.outputs.values())
         )
@@ -178,7 +181,8 @@ class Servable:
             undo.pop_all()
         self._handle: Any = self._session._session
         self._keeps_short_runs = not threads.inter_op
-        self._idle = threading.Condition()
+        self._lock = threading.Lock()  # entered directly by every call: a Condition is in Python
+        self._idle = threading.Condition(self._lock)
         self._running = 0
         _LOG.info("%s version %d loaded in %.2f s", name, version, time.monotonic() - started)
 
@@ -193,12 +197,12 @@ class Servable:
 
     def acquire(self) -> None:
         """Keeps the session open until the matching `release`."""
-        with self._idle:
+        with self._lock:
             self._running += 1
 
     def release(self) -> None:
         """Ends one `acquire`."""
-        with self._idle:
+        with self._lock:
             self._running -= 1
             if not self._running:
                 self._idle.notify_all()

@@ -39,6 +39,7 @@ SERVICES = ("PredictionService", "ModelService")
 
 _PREDICTION, _MODEL = (f"/tensorflow.serving.{service}/" for service in SERVICES)
 _ENTRYPOINT = "GRPC"
+_OK = grpc.StatusCode.OK.name
 
 # Replaces what is served; returns when new models are available, raises ServingError.
 _Reload = Callable[[model_server_config_pb2.ModelServerConfig], Awaitable[None]]
@@ -103,7 +104,7 @@ class _PredictionService:
         def done(answer: bytes | Exception) -> None:
             # Before the answer, so that who has one finds it on the metrics page.
             seconds = time.monotonic() - started
-            status = _status_name(answer, call.deadline)
+            status = _OK if isinstance(answer, bytes) else _status_name(answer, call.deadline)
             self._engine.metrics.request(model, predict.API, _ENTRYPOINT, status, seconds)
             if isinstance(answer, bytes):
                 call.answer(answer)
@@ -188,7 +189,7 @@ def _status_name(outcome: Any, deadline: float | None) -> str:
     if isinstance(outcome, CancelledError | asyncio.CancelledError):
         expired = deadline is not None and time.monotonic() >= deadline
         return (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
-    return (grpc.StatusCode.UNKNOWN if isinstance(outcome, Exception) else grpc.StatusCode.OK).name
+    return grpc.StatusCode.UNKNOWN.name if isinstance(outcome, Exception) else _OK
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, answer: _Answer, kind: type[Message]) -> Handler:

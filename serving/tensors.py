@@ -34,11 +34,13 @@ class _Encoding(NamedTuple):
     field: str
     wire: np.dtype[Any]
     dtype: np.dtype[Any]
-    bits: bool = False  # the field holds bit patterns or pairs: reinterpret, do not convert
+    bits: bool  # the field holds bit patterns or pairs: reinterpret, do not convert
+    is_plain: bool  # the field holds the values themselves
 
 
 def _encoding(code: int, field: str, wire: Any, dtype: Any, bits: bool = False) -> _Encoding:
-    return _Encoding(code, field, np.dtype(wire), np.dtype(dtype), bits)
+    is_plain = np.dtype(wire) == np.dtype(dtype)
+    return _Encoding(code, field, np.dtype(wire), np.dtype(dtype), bits, is_plain)
 
 
 _ENCODINGS = (
@@ -80,12 +82,17 @@ def to_array(proto: tensor_pb2.TensorProto) -> Array:
     if shape and min(shape) < 0:
         raise TensorParseError(f"shape {shape} has a negative dimension")
     count = math.prod(shape)
-    if count * encoding.dtype.itemsize > _MAX_TENSOR_BYTES:
+    content = proto.tensor_content
+    values = getattr(proto, encoding.field)
+    if not content and encoding.is_plain and len(values) == count <= _PIECE:
+        # As nearly all tensors are sent; the other branches find the same, in twice the time.
+        flat: Array = np.fromiter(values, encoding.dtype, count)
+    elif count * encoding.dtype.itemsize > _MAX_TENSOR_BYTES:
         raise TensorParseError(f"shape {shape} is larger than any message can be")
-    if proto.tensor_content:
-        flat = _from_content(proto.tensor_content, encoding, count)
+    elif content:
+        flat = _from_content(content, encoding, count)
     else:
-        flat = _from_values(getattr(proto, encoding.field), encoding, count)
+        flat = _from_values(values, encoding, count)
     try:
         return flat.reshape(shape)
     except ValueError as error:

@@ -101,7 +101,7 @@ class Call:
 
     def when_over(self, callback: Callable[[], object]) -> None:
         """Calls back once, when the call is over: answered, expired, or its client gone."""
-        with self._server.changed:
+        with self._server.lock:
             if not self._is_over:
                 self._on_over = callback
                 return
@@ -109,7 +109,7 @@ class Call:
 
     def _end(self, *operations: Any) -> None:
         """The first to end a call does so."""
-        with self._server.changed:
+        with self._server.lock:
             if self._is_answered:
                 return
             self._is_answered = True
@@ -120,7 +120,7 @@ class Call:
             self._start(cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), *operations)
 
     def _start(self, *operations: Any) -> None:
-        with self._server.changed:
+        with self._server.lock:
             self._server.due += 1
         if self._call.start_server_batch(operations, self._server.on_sent):
             # The client of a stream has not read its first message: stopping cancels it.
@@ -150,7 +150,7 @@ class Call:
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), on_message)
 
     def _on_close(self, event: Any) -> None:
-        with self._server.changed:
+        with self._server.lock:
             self._is_over = True
             callback, self._on_over = self._on_over, None
         try:
@@ -193,8 +193,10 @@ class Server:
         self._calls = 0
         self._stopping = False
         self._shut_down = threading.Event()
-        # For the calls: guards what they and the server count.
-        self.changed = threading.Condition(threading.Lock())
+        # For the calls: guards what they and the server count. Entered directly where nothing is
+        # waited for: a Condition is in Python.
+        self.lock = threading.Lock()
+        self._all_sent = threading.Condition(self.lock)
         self.due = 0  # events of calls that are still to come
         self.unanswered = 0
 
@@ -225,12 +227,12 @@ class Server:
         """Takes no new calls, and cancels those that have not ended after the grace time."""
         self._stopping = True
         self._server.shutdown(self._queue, self._on_shutdown)
-        with self.changed:
-            self.changed.wait_for(lambda: not self.due, grace_seconds)
+        with self._all_sent:
+            self._all_sent.wait_for(lambda: not self.due, grace_seconds)
         # Also closes the connections: idle clients answer no GOAWAY, and would be waited for.
         self._server.cancel_all_calls()
         self._shut_down.wait()
-        with self.changed:
+        with self.lock:
             if self.unanswered:
                 return  # a run outlives the grace time: its answer goes nowhere, but needs a queue
         self._server.destroy()
@@ -289,7 +291,7 @@ class Server:
         wanted = event.call_details
         remaining = wanted.deadline - time.time()
         deadline = time.monotonic() + remaining if remaining < _NO_DEADLINE_SECONDS else None
-        with self.changed:
+        with self.lock:
             self._calls += 1
             self.due += 1
             self.unanswered += 1
@@ -308,16 +310,16 @@ class Server:
 
     def on_call_over(self) -> None:
         """Told after the last event that a call gets from its client."""
-        with self.changed:
+        with self.lock:
             self._calls -= 1
         self.on_sent(None)
 
     def on_sent(self, event: Any) -> None:
         """Told when what a call sent is out, or never will be."""
-        with self.changed:
+        with self.lock:
             self.due -= 1
             if not self.due:
-                self.changed.notify_all()
+                self._all_sent.notify_all()
 
 
 def decoded(message: bytes, kind: type[_Message]) -> _Message:

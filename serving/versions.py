@@ -101,7 +101,8 @@ class VersionManager:
         self._max_load_retries = max_load_retries
         self._load_retry_seconds = load_retry_seconds
         self._load_servable = load
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered directly by every call: a Condition is in Python
+        self._changed = threading.Condition(self._lock)
         self._configuration = 0  # number of the last one, which alone is waited for
         self.refused = 0  # calls that came after `interrupt`
         self._stopping = threading.Event()
@@ -238,11 +239,8 @@ class VersionManager:
                     raise ServingError(grpc.StatusCode.UNKNOWN, failures)
                 self._changed.wait()
 
-    @contextmanager
-    def lease(
-        self, name: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[Servable]:
-        """Resolves a servable and keeps it loaded for the length of the `with` block.
+    def acquire(self, name: str, version: int | None, label: str | None) -> Servable:
+        """Resolves a servable and keeps it loaded until its `release`.
 
         Args:
           name: model name.
@@ -256,7 +254,31 @@ class VersionManager:
         if self._stopping.is_set():
             self.refused += 1
             raise stopping()
-        servable = self._acquire(name, version, label)
+        with self._lock:
+            model = self._models.get(name)
+            if model is not None and model.config is None:
+                model = None  # dropped, even if its last version is still being unloaded
+            if label is not None:
+                version = model.config.labels.get(label) if model and model.config else None
+                if version is None:
+                    raise invalid_argument(f"Unrecognized servable version label: {label}")
+            servable = None
+            if model is not None:
+                wanted = model.latest if version is None else version
+                servable = model.available.get(wanted) if wanted is not None else None
+            if servable is None:
+                what = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+                raise _not_found(f"Servable not found for request: {what}")
+            # Still under the lock: an unload cannot slip in between finding and holding.
+            servable.acquire()
+            return servable
+
+    @contextmanager
+    def lease(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[Servable]:
+        """`acquire` for the length of a `with` block."""
+        servable = self.acquire(name, version, label)
         try:
             yield servable
         finally:
@@ -280,26 +302,6 @@ class VersionManager:
         return [statuses[number] for number in sorted(statuses, reverse=True)]
 
     # --- resolving --------------------------------------------------------------------------
-
-    def _acquire(self, name: str, version: int | None, label: str | None) -> Servable:
-        with self._changed:
-            model = self._models.get(name)
-            if model is not None and model.config is None:
-                model = None  # dropped, even if its last version is still being unloaded
-            if label is not None:
-                version = model.config.labels.get(label) if model and model.config else None
-                if version is None:
-                    raise invalid_argument(f"Unrecognized servable version label: {label}")
-            servable = None
-            if model is not None:
-                wanted = model.latest if version is None else version
-                servable = model.available.get(wanted) if wanted is not None else None
-            if servable is None:
-                what = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-                raise _not_found(f"Servable not found for request: {what}")
-            # Still under the lock: an unload cannot slip in between finding and holding.
-            servable.acquire()
-            return servable
 
     def _is_ready(self, model: _Model) -> bool:
         # A policy that names no version is a wish to serve nothing, not a model to wait for.

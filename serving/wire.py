@@ -6,8 +6,8 @@ it takes to build protobuf objects element by element and serialise those.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 from tensorflow.core.framework import tensor_pb2, types_pb2
@@ -43,8 +43,7 @@ def predict_response(model_spec: bytes, outputs: Iterable[tuple[str, Array]]) ->
             tensor = tensor_proto(value)
         except TypeError as error:
             raise TypeError(f"output {alias} cannot be sent: {error}") from error
-        entry = _field(_KEY, alias.encode()) + _field(_VALUE, tensor)
-        parts.append(_field(_MAP_ENTRY, entry))
+        parts.append(_field(_MAP_ENTRY, _key(alias) + _field(_VALUE, tensor)))
     parts.append(_field(_MODEL_SPEC, model_spec))
     return b"".join(parts)
 
@@ -57,28 +56,34 @@ def tensor_proto(value: Array) -> bytes:
     """
     if value.dtype == np.float32:
         values = _field(_FLOATS, value.tobytes()) if value.size else b""
-        return _DTYPE + varint(types_pb2.DT_FLOAT) + _shape(value) + values
+        return _head(types_pb2.DT_FLOAT, value.shape) + values
     if value.dtype.hasobject:
-        return _DTYPE + varint(types_pb2.DT_STRING) + _shape(value) + _strings(value)
+        return _head(types_pb2.DT_STRING, value.shape) + _strings(value.ravel().tolist())
     proto = tensor_pb2.TensorProto()
     fill_proto(value, proto)
     return proto.SerializeToString()
 
 
-def _strings(value: Array) -> bytes:
-    texts = value.ravel().tolist()
-    lengths = list(map(len, texts))
-    if max(lengths, default=0) < len(_SHORT_STRING):
-        heads: Iterable[bytes] = map(_SHORT_STRING.__getitem__, lengths)
-    else:
-        heads = (_STRING + varint(length) for length in lengths)
-    return b"".join(itertools.chain.from_iterable(zip(heads, texts, strict=True)))
+def _strings(texts: list[bytes]) -> bytes:
+    parts = [b""] * (2 * len(texts))
+    try:
+        parts[::2] = [_SHORT_STRING[len(text)] for text in texts]
+    except IndexError:
+        parts[::2] = [_STRING + varint(len(text)) for text in texts]
+    parts[1::2] = texts
+    return b"".join(parts)
 
 
-def _shape(value: Array) -> bytes:
+@lru_cache(maxsize=1024)
+def _head(dtype: int, shape: tuple[int, ...]) -> bytes:
     # A size of 0 is the default and left out, as everywhere in proto3.
-    dims = [_field(_DIM, _SIZE + varint(size) if size else b"") for size in value.shape]
-    return _field(_SHAPE, b"".join(dims))
+    dims = [_field(_DIM, _SIZE + varint(size) if size else b"") for size in shape]
+    return _DTYPE + varint(dtype) + _field(_SHAPE, b"".join(dims))
+
+
+@lru_cache(maxsize=1024)
+def _key(alias: str) -> bytes:
+    return _field(_KEY, alias.encode())
 
 
 def _field(tag: bytes, content: bytes) -> bytes:

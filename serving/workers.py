@@ -355,8 +355,9 @@ def _work(options: ServerOptions, config: bytes, connection: Connection) -> None
     from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
     from serving import config_files
-    from serving.server import ModelServer
+    from serving.server import ModelServer, spare_what_is_imported
 
+    spare_what_is_imported()
     if config:
         models = config_files.models_of(ModelServerConfig.FromString(config))
         options = dataclasses.replace(options, models=models)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.core.protobuf import saved_model_pb2
 
-from serving.batching import Batcher, Work, batch_rows, run_together
+from serving.batching import Batcher, Work, rows_and_form, run_together
 from serving.errors import ServingError
 from serving.metrics import Metrics
 from serving.options import BatchingOptions
@@ -82,8 +82,8 @@ def work(servable: Any, signature: str = "rows", **feeds: Any) -> Work:
     """A call."""
     chosen = servable.signatures[signature]
     values = dict(chosen.defaults) | feeds
-    rows = batch_rows(chosen, values) or 0
-    return Work(servable, chosen, values, list(chosen.outputs), None, rows)
+    rows, form = rows_and_form(chosen, values)
+    return Work(servable, chosen, values, list(chosen.outputs), None, rows, form)
 
 
 def row(numbers: list[float], words: list[bytes], weights: tuple[float, float]) -> dict[str, Any]:
@@ -128,11 +128,12 @@ def test_only_rows_that_fit_together_may_share_a_run(servable: Servable) -> None
     rows = servable.signatures["rows"]
     assert rows.batchable
     assert rows.padding.keys() == {"numbers", "words"}
-    assert batch_rows(rows, DEFAULTS) == 1
+    assert rows_and_form(rows, DEFAULTS)[0] == 1
     three = DEFAULTS | {"numbers": np.zeros([3, 1], np.float32)}
-    assert batch_rows(rows, three) is None  # one row of words and weights holds for all three
-    assert batch_rows(rows, DEFAULTS | {"words": np.array(b"x", object)}) is None
-    assert not servable.signatures["total"].batchable  # one number whatever the rows
+    assert rows_and_form(rows, three) == (0, ())  # one row of words and weights holds for all three
+    assert rows_and_form(rows, DEFAULTS | {"words": np.array(b"x", object)}) == (0, ())
+    total = servable.signatures["total"]  # one number whatever the rows
+    assert rows_and_form(total, {"x": np.zeros([2], np.float32)}) == (0, ())
 
 
 def test_outputs_that_are_not_row_by_row_are_run_alone(servable: Servable) -> None:

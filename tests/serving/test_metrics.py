@@ -31,8 +31,7 @@ def test_page_has_tensorflow_servings_names_and_labels() -> None:
     metrics.request("rec", "predict", "REST", "NOT_FOUND", 0.002)
     metrics.examples("rec", 3)
     metrics.runtime("rec", "Predict", 0.001)
-    metrics.queued("rec", 0.0001)
-    metrics.batch("rec", 32)
+    metrics.batch("rec", 32, [0.0001, 0.0003])
     metrics.warm_up("rec", 1.5)
     lines = metrics.page().decode().splitlines()
     for line in (
@@ -47,7 +46,10 @@ def test_page_has_tensorflow_servings_names_and_labels() -> None:
         "# TYPE :tensorflow:serving:request_example_count_total counter",
         ':tensorflow:serving:request_example_count_total{model="rec"} 3',
         ':tensorflow:serving:model_warmup_latency_sum{model_path="rec",status="OK"} 1500000',
-        ':tensorflow:serving:batching_session:queuing_latency_sum{thread_pool_name="rec"} 100',
+        ':tensorflow:serving:batching_session:queuing_latency_sum{thread_pool_name="rec"} 400',
+        ':tensorflow:serving:batching_session:queuing_latency_count{thread_pool_name="rec"} 2',
+        ':tensorflow:serving:batching_session:queuing_latency_bucket{thread_pool_name="rec",'
+        'le="100"} 1',
         ':tensorflow:serving:batching:processed_batch_size_sum{model_name="rec",op_name=""} 32',
     ):
         assert line in lines
