@@ -6,6 +6,7 @@ nobody and batches grow with the load.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -310,7 +311,7 @@ def _run_merged(batch: Sequence[Work]) -> Sequence[list[Array]]:
     deadlines = [work.deadline for work in batch]
     latest = None if None in deadlines else max(d for d in deadlines if d is not None)
     results = first.servable.run(signature, feeds, first.outputs, milliseconds_until(latest))
-    ends = np.cumsum([work.rows for work in batch])
+    ends = list(itertools.accumulate(work.rows for work in batch))
     if any(result.shape[:1] != (ends[-1],) for result in results):
         raise ServingError(
             grpc.StatusCode.FAILED_PRECONDITION,
@@ -319,7 +320,7 @@ def _run_merged(batch: Sequence[Work]) -> Sequence[list[Array]]:
         )
     return [
         [result[end - work.rows : end] for result in results]
-        for work, end in zip(batch, ends.tolist(), strict=True)
+        for work, end in zip(batch, ends, strict=True)
     ]
 
 
