@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from serving import messages
 from serving.flags import main
 from serving.options import ServerOptions
+from serving.server import spare_what_is_imported
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +113,15 @@ def test_process_serves_and_swaps_scann_models_and_stops_on_sigterm(
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert output.splitlines() == [f"Serving scann, stock on 127.0.0.1:{port}"]
+
+
+def test_full_garbage_collections_spare_what_was_imported() -> None:
+    spare_what_is_imported()
+    try:
+        assert gc.get_freeze_count() > 100_000, "TensorFlow alone is more"
+        assert not any(module is gc for module in gc.get_objects())
+    finally:
+        gc.unfreeze()
 
 
 def test_command_line_refuses_bad_models() -> None:
