@@ -147,6 +147,31 @@ class HeldOut:
         wanted = (targets >= 0).sum(axis=1)
         return hits / np.where(wanted > 0, np.minimum(wanted, k), np.nan)
 
+    def nearness_by(
+        self, scores: Vectors, start: int, level: int, k: int
+    ) -> npt.NDArray[np.float64]:
+        """[B] how near the targets of the queries from `start` on are to the top: mean of
+        k / (k + place), the first place being 0; NaN where no target reaches the level.
+
+        Unlike `recall_by` it also tells places within the best k, and those beyond, from each
+        other. An item comes after those that score as much.
+
+        Args:
+          scores: [B, N] -inf where an item is not to be found.
+          start: see `top_of`.
+          level: see `recall`.
+          k: place that counts half as much as the first.
+        """
+        batch = slice(start, start + len(scores))
+        targets = np.where(self.target_levels[batch] >= level, self.targets[batch], -1)
+        total = np.zeros(len(scores))
+        for row, column in np.argwhere(targets >= 0):
+            of_target, of_row = scores[row, targets[row, column]], scores[row]
+            if np.isfinite(of_target):
+                total[row] += k / (k - 1 + np.count_nonzero(of_row >= of_target))
+        wanted = (targets >= 0).sum(axis=1)
+        return total / np.where(wanted > 0, wanted, np.nan)
+
     def seen(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Ints]:
         """(row, item) of everything in the histories of the queries [start, stop)."""
         begin = self.timelines.offsets[self.owner[start:stop]]

@@ -75,7 +75,11 @@ def choose_weights(
     level: int,
     k: int = 50,
 ) -> tuple[list[float], float]:
-    """Weights of the blocks with the best Recall@k at a level, by coordinate ascent over `GRID`.
+    """Weights of the blocks that bring an objective's targets nearest to the top of the lists.
+
+    Coordinate ascent over `GRID`. Of two weights the better one has the larger
+    `HeldOut.nearness_by`; Recall@k, which counts only those targets that cross a border, tells
+    weights apart much less surely where an objective has few queries.
 
     It starts at the first block alone, and moves only where the mean over the queries improves by
     more than its standard error, so that it does not follow noise; of the weights that the best one
@@ -88,35 +92,35 @@ def choose_weights(
       items: [N, D] blocks of the items.
       block_sizes: of the K blocks.
       level: of the objective.
-      k: length of the lists.
+      k: see `HeldOut.nearness_by`.
 
     Returns:
-      (K weights, the first one 1; their Recall@k).
+      (K weights, the first one 1; their mean nearness).
     """
     reaching = held_out.reaching(level)
     held_out, users = held_out.only(reaching), users[reaching]
     weights = [1.0] + [0.0] * (len(block_sizes) - 1)
+    best = np.full(1, np.nan)
     if not len(held_out):
         return weights, float("nan")
 
-    best = held_out.recall_of(fuse(users, block_sizes, weights), items, level, k)
     for _ in range(_SWEEPS):
         before = list(weights)
         for block in range(1, len(weights)):
-            recalls = _recalls_along(held_out, users, items, block_sizes, weights, block, level, k)
-            best = recalls[GRID.index(weights[block])]
-            better = [place for place in range(len(GRID)) if _exceeds(recalls[place], best)]
+            values = _values_along(held_out, users, items, block_sizes, weights, block, level, k)
+            best = values[GRID.index(weights[block])]
+            better = [place for place in range(len(GRID)) if _exceeds(values[place], best)]
             if better:
-                most = recalls[max(better, key=lambda place: recalls[place].mean())]
+                most = values[max(better, key=lambda place: values[place].mean())]
                 # The grid ascends, so the first is the smallest.
-                place = next(place for place in better if not _exceeds(most, recalls[place]))
-                weights[block], best = GRID[place], recalls[place]
+                place = next(place for place in better if not _exceeds(most, values[place]))
+                weights[block], best = GRID[place], values[place]
         if weights == before:
             break
     return weights, float(best.mean())
 
 
-def _recalls_along(
+def _values_along(
     held_out: HeldOut,
     users: Vectors,
     items: Vectors,
@@ -126,14 +130,14 @@ def _recalls_along(
     level: int,
     k: int,
 ) -> npt.NDArray[np.float64]:
-    """[G, Q] Recall@k with one block's weight at each value of `GRID`, the others as they are.
+    """[G, Q] nearness with one block's weight at each value of `GRID`, the others as they are.
 
     What the block and what the others score is computed once for all G.
     """
     others = fuse(users, block_sizes, [*weights[:block], 0.0, *weights[block + 1 :]])
     end = sum(block_sizes[: block + 1])
     own = slice(end - block_sizes[block], end)
-    recalls = np.empty((len(GRID), len(held_out)))
+    values = np.empty((len(GRID), len(held_out)))
     for (start, rest), (_, alone) in zip(
         held_out.scores(others, items),
         held_out.scores(users[:, own], items[:, own]),
@@ -144,11 +148,12 @@ def _recalls_along(
         for place, weight in enumerate(GRID):
             np.multiply(alone, np.float32(weight), out=fused)
             fused += rest
-            recalls[place, start : start + len(rest)] = held_out.recall_by(fused, start, level, k)
-    return recalls
+            batch = slice(start, start + len(rest))
+            values[place, batch] = held_out.nearness_by(fused, start, level, k)
+    return values
 
 
-def _exceeds(recalls: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:
+def _exceeds(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:
     """Whether the mean over the queries [Q] is larger by more than its standard error."""
-    difference = recalls - others
+    difference = values - others
     return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))

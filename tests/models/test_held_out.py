@@ -332,6 +332,19 @@ def test_scores_that_are_not_finite_are_no_hits(bad: float) -> None:
     assert held.recall_by(scores, 0, 0, 5).tolist() == [0.0, 1.0]
 
 
+def test_nearness_by_hand() -> None:
+    """Of the query's three targets two reach the level, in places 0 and 3 of four."""
+    held = HeldOut.of(timelines_of([[(5, 0, 1, 0), (6, 2, 1, 2), (7, 1, 1, 1)]]), 9, 0)
+    scores = np.full((1, N_ITEMS), -1.0, np.float32)
+    scores[0, [6, 1, 2, 7]] = [4.0, 3.0, 2.0, 1.0]
+    scores[0, 5] = -np.inf
+    assert held.nearness_by(scores, 0, 1, 2)[0] == pytest.approx((1 + 2 / 5) / 2)
+    # What may not be found is as far away as can be; who ties comes last.
+    assert held.nearness_by(scores, 0, 0, 2)[0] == pytest.approx((0 + 1 + 2 / 5) / 3)
+    scores[0, 8] = 4.0
+    assert held.nearness_by(scores, 0, 2, 2)[0] == pytest.approx(2 / 3)
+
+
 def test_a_training_target_knows_no_level_of_a_held_out_event():
     log = timelines_of([[(5, 0, 1, 2), (6, 0, 2, 0), (7, 0, 8, 0), (5, 2, 9, -1)]])
     training, validation = cut(log, ordered=True, share=0.3, seed=0)
