@@ -221,7 +221,7 @@ class ModelServer:
 
 
 def spare_what_is_imported() -> None:
-    """Has the garbage collector leave alone what is in memory by now; for processes that only serve.
+    """Has the garbage collector leave what is in memory by now; for processes that only serve.
 
     TensorFlow's modules are 340,000 objects, which every full collection would go through: 200 ms,
     in which no call is answered.
