@@ -134,8 +134,7 @@ class HeldOut:
           level: see `recall`.
           k: see `recall`.
         """
-        batch = slice(start, start + len(scores))
-        targets = np.where(self.target_levels[batch] >= level, self.targets[batch], -1)
+        targets = self._targets_at(level, start, len(scores))
         hits = np.zeros(len(scores))
         # One by one: NumPy counts along a contiguous row ten times as fast as along an axis.
         for row, column in np.argwhere(targets >= 0):
@@ -162,8 +161,7 @@ class HeldOut:
           level: see `recall`.
           k: place that counts half as much as the first.
         """
-        batch = slice(start, start + len(scores))
-        targets = np.where(self.target_levels[batch] >= level, self.targets[batch], -1)
+        targets = self._targets_at(level, start, len(scores))
         total = np.zeros(len(scores))
         for row, column in np.argwhere(targets >= 0):
             of_target, of_row = scores[row, targets[row, column]], scores[row]
@@ -171,6 +169,11 @@ class HeldOut:
                 total[row] += k / (k - 1 + np.count_nonzero(of_row >= of_target))
         wanted = (targets >= 0).sum(axis=1)
         return total / np.where(wanted > 0, wanted, np.nan)
+
+    def _targets_at(self, level: int, start: int, count: int) -> Ints:
+        """[count, T] targets that reach the level, of the queries from `start` on; else -1."""
+        batch = slice(start, start + count)
+        return np.where(self.target_levels[batch] >= level, self.targets[batch], -1)
 
     def seen(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Ints]:
         """(row, item) of everything in the histories of the queries [start, stop)."""
@@ -193,7 +196,7 @@ class HeldOut:
 
     def _hits(self, top: Ints, level: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
         """bool [Q, k] whether a list's item is a target; int [Q] how many targets there are."""
-        targets = np.where(self.target_levels >= level, self.targets, -1)
+        targets = self._targets_at(level, 0, len(self))
         hits = np.zeros(top.shape, bool)
         for column in targets.T:
             hits |= (top == column[:, None]) & (column >= 0)[:, None]

@@ -95,13 +95,13 @@ def choose_weights(
       k: see `HeldOut.nearness_by`.
 
     Returns:
-      (K weights, the first one 1; their mean nearness).
+      (K weights, the first one 1; their mean nearness, NaN where there is nothing to choose: one
+      block, or no query that reaches the level).
     """
     reaching = held_out.reaching(level)
     held_out, users = held_out.only(reaching), users[reaching]
     weights = [1.0] + [0.0] * (len(block_sizes) - 1)
-    best = np.full(1, np.nan)
-    if not len(held_out):
+    if len(weights) == 1 or not len(held_out):
         return weights, float("nan")
 
     for _ in range(_SWEEPS):

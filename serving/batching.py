@@ -39,8 +39,8 @@ class Work:
       feeds: input alias -> value, for every input.
       outputs: output aliases.
       deadline: time.monotonic() after which nobody waits any more; None = never.
-      rows: first dimension of the feeds; 0 = must run alone.
-      form: of the feeds.
+      rows: first dimension of the feeds.
+      form: of the feeds; empty = must run alone.
       answer: gets the values of `outputs`, or a ServingError; once cancelled it is not run.
       queued_at: time.monotonic() of the call.
     """

@@ -39,7 +39,6 @@ SERVICES = ("PredictionService", "ModelService")
 
 _PREDICTION, _MODEL = (f"/tensorflow.serving.{service}/" for service in SERVICES)
 _ENTRYPOINT = "GRPC"
-_OK = grpc.StatusCode.OK.name
 
 # Replaces what is served; returns when new models are available, raises ServingError.
 _Reload = Callable[[model_server_config_pb2.ModelServerConfig], Awaitable[None]]
@@ -104,7 +103,7 @@ class _PredictionService:
         def done(answer: bytes | Exception) -> None:
             # Before the answer, so that who has one finds it on the metrics page.
             seconds = time.monotonic() - started
-            status = _OK if isinstance(answer, bytes) else _status_name(answer, call.deadline)
+            status = _status_name(answer, call.deadline)
             self._engine.metrics.request(model, predict.API, _ENTRYPOINT, status, seconds)
             if isinstance(answer, bytes):
                 call.answer(answer)
@@ -184,12 +183,14 @@ class _ModelService:
 
 def _status_name(outcome: Any, deadline: float | None) -> str:
     """Of a call that ended with an answer or an error, as the metrics count it."""
+    if not isinstance(outcome, BaseException):
+        return grpc.StatusCode.OK.name
     if isinstance(outcome, ServingError):
         return outcome.code.name
     if isinstance(outcome, CancelledError | asyncio.CancelledError):
         expired = deadline is not None and time.monotonic() >= deadline
         return (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
-    return grpc.StatusCode.UNKNOWN.name if isinstance(outcome, Exception) else _OK
+    return grpc.StatusCode.UNKNOWN.name
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, answer: _Answer, kind: type[Message]) -> Handler:
