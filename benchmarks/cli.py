@@ -11,6 +11,7 @@ import click
 
 from benchmarks.explorer import explorer
 from benchmarks.options import FIGURES
+from pipeline.options import config_option
 
 
 @click.group()
@@ -21,13 +22,7 @@ def bench() -> None:
 def _bench_options(command: Any) -> Any:
     """Options that all benchmarks share."""
     for option in (
-        click.option(
-            "--config",
-            "config_path",
-            type=click.Path(path_type=Path, dir_okay=False),
-            required=True,
-            help="YAML configuration, or the name of a ready one.",
-        ),
+        config_option(),
         click.option(
             "--workdir",
             type=click.Path(path_type=Path, file_okay=False),
@@ -251,12 +246,7 @@ def ingestion(
 
 @bench.command()
 @FIGURES
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="YAML configuration, or the name of a ready one.",
-)
+@config_option(required=False)
 @click.option(
     "--synthetic-rows", type=click.IntRange(min=10_000), help="Of a drawn log, instead of a config."
 )

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import multiprocessing
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,10 @@ def run_trials(
             trial, place = futures[future], f"{number}/{len(missing)}"
             if error := future.exception():
                 failed.append(f"{trial}: {error}")
-                say(f"{place} {trial} failed: {error}")
+                # A ValueError is about settings or data, and its text says all; others are faults.
+                is_fault = not isinstance(error, ValueError)
+                told = "".join(traceback.format_exception(error)) if is_fault else str(error)
+                say(f"{place} {trial} failed: {told}")
                 continue
             outcomes, seconds = future.result()
             results.add(trial, outcomes, seconds)

@@ -161,12 +161,19 @@ def _makers(
     seed: int,
 ) -> list[BatchMaker]:
     """One per goal. All go through their positives equally fast, so that no goal is over-fitted
-    while another is still under way: batches are as large as the goal's share of the rows."""
+    while another is still under way: batches are as large as the goal's share of the rows.
+
+    Raises:
+      ValueError: an objective has no positive.
+    """
 
     def maker(goal: Goal, stage: StageSettings) -> BatchMaker:
         return data.batch_maker(spec, goal.level, stage, model.negatives, seed + goal.level)
 
     rows = [maker(goal, settings).rows() for goal in goals]
+    for goal, n in zip(goals, rows, strict=True):
+        if not n:
+            raise ValueError(f"objective {goal.level} has no positive among the training events")
     sizes = [max(_LEAST_ROWS, round(settings.batch_size * n / max(rows))) for n in rows]
     return [
         maker(goal, settings.model_copy(update={"batch_size": size}))

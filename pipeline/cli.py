@@ -15,7 +15,7 @@ from pipeline.batch_recommend.command import batch_recommend
 from pipeline.explorer.command import explore
 from pipeline.kubeflow.command import compile_command
 from pipeline.lineage.command import lineage
-from pipeline.options import WORKDIR
+from pipeline.options import WORKDIR, config_option
 from pipeline.report.command import report
 from pipeline.runs_command import runs
 from pipeline.versions_command import versions
@@ -59,13 +59,7 @@ def main(verbose: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="YAML configuration, or the name of a ready one, e.g. movielens-100k.",
-)
+@config_option()
 @WORKDIR
 @click.option("--from-node", help="First node to run; earlier ones come from the run before.")
 @click.option("--to-node", help="Last node to run.")

@@ -35,6 +35,22 @@ _WORKDIR_OR_METADATA = (
 )
 
 
+def config_option(required: bool = True, use: str = "") -> Callable[..., Any]:
+    """The option --config, which becomes the argument `config_path`.
+
+    Args:
+      required: whether the command needs it.
+      use: what of the file is read and for what, where that is not all.
+    """
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        required=required,
+        help=f"YAML configuration, or the name of a ready one, e.g. movielens-100k. {use}".strip(),
+    )
+
+
 def reads_metadata(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --workdir and --metadata; see `metadata_uri`."""
     for option in reversed(_WORKDIR_OR_METADATA):

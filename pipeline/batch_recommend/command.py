@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import WORKDIR
+from pipeline.options import WORKDIR, config_option
 
 
 @click.command("batch-recommend")
@@ -46,11 +46,9 @@ from pipeline.options import WORKDIR
 @click.option(
     "--stock", is_flag=True, help="Ask the flavour without ScaNN ops, for workers without ScaNN."
 )
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration whose `beam` section says where to run. Default: in this process.",
+@config_option(
+    required=False,
+    use="Its `beam` section says where to run. Default: in this process.",
 )
 @click.option(
     "--batch-size",

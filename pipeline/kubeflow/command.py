@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.options import config_option
+
 
 @click.command("compile")
 @click.option(
@@ -15,13 +17,7 @@ import click
     required=True,
     help="kubeflow: Kubeflow Pipelines 2, and what else runs its pipeline specs.",
 )
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="YAML configuration, or the name of a ready one.",
-)
+@config_option()
 @click.option("--image", required=True, help="Container image, with a tag or a digest.")
 @click.option("--pipeline-root", required=True, help="Where artifacts go: gs://BUCKET/PATH.")
 @click.option(

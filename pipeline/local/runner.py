@@ -12,6 +12,7 @@ from typing import Literal
 
 from absl import logging as absl_logging
 from tfx.dsl.compiler.constants import PIPELINE_RUN_ID_PARAMETER_NAME
+from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from tfx.orchestration.pipeline import Pipeline, RunOptions
 from tfx.orchestration.portable.runtime_parameter_utils import substitute_runtime_parameter
@@ -24,7 +25,8 @@ from pipeline.local.lock import exclusive_run
 from pipeline.local.logs import NodeLogs
 from pipeline.local.memory import MemoryWatch
 from pipeline.local.records import Failure, begin_run, end_run
-from pipeline.metadata.runs import CONFIG, CONFIG_SHA256, CSMF_VERSION
+from pipeline.metadata.runs import CONFIG, CONFIG_SHA256, CSMF_VERSION, list_runs
+from pipeline.metadata.store import open_store
 from schemas.settings import ConfigError, nearest
 
 NodeEvent = Literal["starts", "executed", "cached"]
@@ -44,7 +46,8 @@ def run_locally(
     Args:
       config: all settings.
       workdir: made if necessary.
-      from_node: first node to run; what it reads comes from the run before. None = the first.
+      from_node: first node to run; what it reads comes from the newest run that has all of it.
+        None = the first.
       to_node: last node to run. None = the last.
       enable_cache: take what did not change from the cache.
       progress: told when a node starts and ends.
@@ -95,6 +98,7 @@ def run_pipeline(
         options = RunOptions(
             from_nodes=[from_node] if from_node else None,
             to_nodes=[to_node] if to_node else None,
+            base_pipeline_run_id=_base_run(pipeline, workdir, from_node) if from_node else None,
         )
     run_id = datetime.now().isoformat()
     log_dir = workdir.root / "logs" / run_id.replace(":", "-")
@@ -117,6 +121,30 @@ def run_pipeline(
                 f"but ML Metadata lacks one ({error}). Run without --from-node first."
             ) from error
     end_run(workdir.metadata, run_id, nodes.peaks, None)
+
+
+def _base_run(pipeline: Pipeline, workdir: Workdir, from_node: str) -> str | None:
+    """The newest run that has all outputs that a run from this node on reads; None without one.
+
+    By default TFX takes the newest, even one that failed before it had any.
+    """
+    if not workdir.metadata.exists():
+        return None
+    again = _closure({node for node in pipeline.components if node.id == from_node}, "downstream")
+    read = {node.id for node in _closure(again, "upstream") - again}
+    for run in list_runs(open_store(workdir.metadata)):
+        if all(node in run.nodes and run.nodes[node].done for node in read):
+            return run.id
+    return None
+
+
+def _closure(nodes: set[BaseNode], side: Literal["upstream", "downstream"]) -> set[BaseNode]:
+    """The nodes and all that come before or after them."""
+    found, new = set(nodes), set(nodes)
+    while new:
+        new = {near for node in new for near in getattr(node, f"{side}_nodes")} - found
+        found |= new
+    return found
 
 
 class _Runner(LocalDagRunner):

@@ -47,6 +47,16 @@ def test_every_method_of_the_issue_is_there():
     ]
 
 
+@pytest.mark.parametrize("name", ["single-conversion", "pooled", "mmoe"])
+def test_an_objective_without_positives_is_refused(split: Split, name: str):
+    clicks_at_most = dataclasses.replace(
+        split.data.timelines, targets=np.minimum(split.data.timelines.targets, 1)
+    )
+    data = dataclasses.replace(split.data, timelines=clicks_at_most)
+    with pytest.raises(ValueError, match="objective 2 has no positive"):
+        run_method(name, dataclasses.replace(split, data=data), seed=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TOWERS, *CLASSICAL])
 def test_each_method_beats_chance_and_says_what_it_costs(split: Split, name: str):

@@ -265,6 +265,16 @@ def test_a_part_of_the_pipeline_takes_the_rest_from_the_run_before(bench: Bench)
     assert (Path(made.uri) / "text").read_text() == "hello"
 
 
+def test_a_run_that_has_no_outputs_is_not_what_a_part_begins_with(bench: Bench) -> None:
+    bench.run(to_node="Maker", text="one")
+    bench.run(to_node="Maker", text="two")
+    with pytest.raises(ValueError, match="negative count"):
+        bench.run(megabytes=-1)
+    bench.run(from_node="Reader")
+    (made,) = bench.record().nodes["Reader"].inputs["made"]
+    assert (Path(made.uri) / "text").read_text() == "two"
+
+
 def test_a_part_without_a_run_before_is_refused(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="Run without --from-node first"):
         bench.run(from_node="Reader")
