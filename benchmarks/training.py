@@ -168,17 +168,33 @@ def _makers(
     """
 
     def maker(goal: Goal, stage: StageSettings) -> BatchMaker:
-        return data.batch_maker(spec, goal.level, stage, model.negatives, seed + goal.level)
+        return batch_maker(data, spec, goal.level, stage, model, seed + goal.level)
 
     rows = [maker(goal, settings).rows() for goal in goals]
-    for goal, n in zip(goals, rows, strict=True):
-        if not n:
-            raise ValueError(f"objective {goal.level} has no positive among the training events")
     sizes = [max(_LEAST_ROWS, round(settings.batch_size * n / max(rows))) for n in rows]
     return [
         maker(goal, settings.model_copy(update={"batch_size": size}))
         for goal, size in zip(goals, sizes, strict=True)
     ]
+
+
+def batch_maker(
+    data: TrainingData,
+    spec: TowerSpec,
+    level: int,
+    settings: StageSettings,
+    model: ModelSettings,
+    seed: int,
+) -> BatchMaker:
+    """`TrainingData.batch_maker`, for an objective that can be learnt.
+
+    Raises:
+      ValueError: the objective has no positive.
+    """
+    maker = data.batch_maker(spec, level, settings, model.negatives, seed)
+    if not len(maker.positives):
+        raise ValueError(f"objective {level} has no positive among the training events")
+    return maker
 
 
 def quiet(text: str) -> None:

@@ -23,6 +23,7 @@ from benchmarks.training import (
     Goal,
     JointTask,
     Trained,
+    batch_maker,
     block_mask,
     quiet,
     refit,
@@ -187,9 +188,7 @@ def train_weight_masked(
     assert data.held_out is not None
     for stage in range(k):
         task = WeightMaskedTask(network, data.item_features, stage, settings)
-        maker = data.batch_maker(spec, stage, settings, model.negatives, seed + stage)
-        if not len(maker.positives):
-            raise ValueError(f"objective {stage} has no positive among the training events")
+        maker = batch_maker(data, spec, stage, settings, model, seed + stage)
         run = partial(
             fit,
             task,

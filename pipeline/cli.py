@@ -61,7 +61,7 @@ def main(verbose: bool) -> None:
 @main.command()
 @config_option()
 @WORKDIR
-@click.option("--from-node", help="First node to run; earlier ones come from the run before.")
+@click.option("--from-node", help="First node to run; earlier ones come from a run before.")
 @click.option("--to-node", help="Last node to run.")
 @click.option("--no-cache", is_flag=True, help="Execute the nodes even if nothing has changed.")
 def run(

@@ -124,25 +124,29 @@ def run_pipeline(
 
 
 def _base_run(pipeline: Pipeline, workdir: Workdir, from_node: str) -> str | None:
-    """The newest run that has all outputs that a run from this node on reads; None without one.
-
-    By default TFX takes the newest, even one that failed before it had any.
+    """The newest run of the pipeline that has all outputs that a run from this node on reads; None
+    without one. By default TFX takes the newest, even one that failed before it had any.
     """
     if not workdir.metadata.exists():
         return None
-    again = _closure({node for node in pipeline.components if node.id == from_node}, "downstream")
-    read = {node.id for node in _closure(again, "upstream") - again}
+    first = {node for node in pipeline.components if node.id == from_node}
+    again = _closure(first, lambda node: node.downstream_nodes)
+    read = {node.id for node in _closure(again, lambda node: node.upstream_nodes) - again}
     for run in list_runs(open_store(workdir.metadata)):
-        if all(node in run.nodes and run.nodes[node].done for node in read):
+        done = {name for name, node in run.nodes.items() if node.done}
+        # A directory may hold runs of several pipelines, whose nodes have the same names.
+        if run.pipeline == pipeline.pipeline_info.pipeline_name and read <= done:
             return run.id
     return None
 
 
-def _closure(nodes: set[BaseNode], side: Literal["upstream", "downstream"]) -> set[BaseNode]:
-    """The nodes and all that come before or after them."""
+def _closure(
+    nodes: set[BaseNode], neighbours: Callable[[BaseNode], set[BaseNode]]
+) -> set[BaseNode]:
+    """The nodes, their neighbours, those of these, and so on."""
     found, new = set(nodes), set(nodes)
     while new:
-        new = {near for node in new for near in getattr(node, f"{side}_nodes")} - found
+        new = {near for node in new for near in neighbours(node)} - found
         found |= new
     return found
 

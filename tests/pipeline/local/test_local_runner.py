@@ -48,12 +48,13 @@ class Bench:
         from_node: str | None = None,
         to_node: str | None = None,
         progress: Any = None,
+        name: str = "small.shop",
         **changes: Any,
     ) -> None:
         maker = Maker(**({"text": "hello", "megabytes": 1} | changes))
         reader = Reader(maker.outputs["made"], str(self.obstacle))
         pipeline = Pipeline(
-            pipeline_name="small.shop",
+            pipeline_name=name,
             pipeline_root=str(self.workdir.artifacts),
             components=[maker, reader],
             enable_cache=True,
@@ -273,6 +274,14 @@ def test_a_run_that_has_no_outputs_is_not_what_a_part_begins_with(bench: Bench) 
     bench.run(from_node="Reader")
     (made,) = bench.record().nodes["Reader"].inputs["made"]
     assert (Path(made.uri) / "text").read_text() == "two"
+
+
+def test_a_part_begins_with_a_run_of_its_own_pipeline(bench: Bench) -> None:
+    bench.run(to_node="Maker", text="own")
+    bench.run(to_node="Maker", text="another's", name="other.shop")
+    bench.run(from_node="Reader")
+    (made,) = bench.record().nodes["Reader"].inputs["made"]
+    assert (Path(made.uri) / "text").read_text() == "own"
 
 
 def test_a_part_without_a_run_before_is_refused(bench: Bench) -> None:
