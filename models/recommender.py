@@ -91,11 +91,11 @@ class Recommender(tf.Module):
         self._towers = towers
         # Tracked, or its lookup tables are not initialised on load (tensorflow/transform#237).
         self._transform_layer = transform.transform_features_layer()
+        self._raw_spec = transform.raw_feature_spec()
         self._feature_kinds = feature_kinds
         self._top_k = top_k
         self._objectives = tuple(objectives)
         self._n_items = len(catalogue)
-        self._n_users = len(profiles.offsets) - 2
         self._unknown_features = {
             name: tf.constant(-1, shape=(1, 1)) for name in catalogue.features
         }
@@ -253,7 +253,7 @@ class Recommender(tf.Module):
           for an item that is no candidate, as padding, and for unknown users.
         """
         ids = request[names.USER_ID]
-        user = self._user_rows(self._transform_layer({names.USER_ID: _column(ids)}))
+        user = self._user_rows(self._looked_up({names.USER_ID: _one_a_row(ids)}))
         rows, levels, valid = self._stored(user, tf.ones_like(user, tf.bool))
         known = valid & (rows >= 0)
         return {
@@ -276,8 +276,8 @@ class Recommender(tf.Module):
         if excluded is not None:
             lists.append(_broadcast(excluded, ids))
         # All in one call: a call of the layer costs as much as searching the index does.
-        looked_up = self._transform_layer(
-            {names.USER_ID: _column(ids), names.ITEM_ID: _one_a_row(*lists)}
+        looked_up = self._looked_up(
+            {names.USER_ID: _one_a_row(ids), names.ITEM_ID: _one_a_row(*lists)}
             | {key: _sparse(value) for key, value in raw.items()}
         )
         user = self._user_rows(looked_up)
@@ -304,16 +304,20 @@ class Recommender(tf.Module):
             tf.concat([tf.where(valid, items, -1), *also], axis=1),
         )
 
+    def _looked_up(self, raw: dict[str, tf.SparseTensor]) -> dict[str, tf.SparseTensor]:
+        """What the Transform graph makes of some of its inputs."""
+        # The layer would make up the others itself, with 45 ops in every call.
+        return self._transform_layer(
+            {key: _nothing(spec.dtype) for key, spec in self._raw_spec.items()} | raw
+        )
+
     def _user_rows(self, looked_up: dict[str, tf.SparseTensor]) -> tf.Tensor:
         """int32 rows [B] of the users that were looked up; that of the unknown one is the last."""
-        rows = tf.sparse.to_dense(
-            looked_up[names.USER_ID], default_value=tf.constant(self._n_users, tf.int64)
-        )
-        return tf.cast(rows[:, 0], tf.int32)
+        return tf.cast(looked_up[names.USER_ID].values, tf.int32)
 
     def _lookup_items(self, ids: tf.Tensor) -> tf.Tensor:
         """int32 rows of the item ids [B, X], -1 if unknown."""
-        (rows,) = self._item_rows(self._transform_layer({names.ITEM_ID: _one_a_row(ids)}), ids)
+        (rows,) = self._item_rows(self._looked_up({names.ITEM_ID: _one_a_row(ids)}), ids)
         return rows
 
     def _item_rows(
@@ -395,9 +399,11 @@ def _as_wide(levels: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
     return tf.pad(levels, [[0, 0], [0, width - tf.shape(levels)[1]]])
 
 
-def _column(ids: tf.Tensor) -> tf.SparseTensor:
-    """[B, 1] of the ids [B]; an empty one is no entry."""
-    return tf.sparse.from_dense(ids[:, None])
+def _nothing(dtype: tf.DType) -> tf.SparseTensor:
+    """[0, 1], constant."""
+    return tf.SparseTensor(
+        tf.constant([], tf.int64, [0, 2]), tf.constant([], dtype), tf.constant([0, 1], tf.int64)
+    )
 
 
 def _one_a_row(*lists: tf.Tensor) -> tf.SparseTensor:

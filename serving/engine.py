@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from tensorflow_serving.apis import predict_pb2
 
 from serving import predict
-from serving.batching import Batcher, Work, deadline_exceeded, milliseconds_until, rows_and_form
+from serving.batching import (
+    Batcher,
+    Outcome,
+    Work,
+    deadline_exceeded,
+    milliseconds_until,
+    rows_and_form,
+)
+from serving.errors import stopping
 from serving.metrics import Metrics
 from serving.model_spec import model_key
 from serving.options import ServerOptions
@@ -42,8 +50,9 @@ class Engine:
         feeds: dict[str, Array],
         outputs: Sequence[str],
         deadline: float | None,
+        done: Callable[[Outcome], None],
         caller_runs: bool = False,
-    ) -> Future[list[Array]]:
+    ) -> Work:
         """Has a signature run, in a batch or alone. From any thread.
 
         Args:
@@ -51,30 +60,37 @@ class Engine:
           feeds: input alias -> value, for every input.
           outputs: output aliases.
           deadline: time.monotonic() after which the call fails; None = never.
+          done: called once, from any thread, with the values of `outputs`, where strings are object
+            arrays of bytes; or with what went wrong: a ServingError, TensorFlow's or
+            DEADLINE_EXCEEDED, or CancelledError. It must not raise.
           caller_runs: the caller comes back to `run_waiting` soon.
 
         Returns:
-          the values of `outputs`; strings are object arrays of bytes. It fails with a ServingError:
-          TensorFlow's error, or DEADLINE_EXCEEDED. Cancelling it spares a run that has not begun.
+          the call; cancelling it spares a run that has not begun.
 
         Raises:
-          ServingError: DEADLINE_EXCEEDED, or UNAVAILABLE if too much waits.
+          ServingError: DEADLINE_EXCEEDED, or UNAVAILABLE if too much waits; `done` is not called.
         """
         milliseconds_until(deadline)  # expired work is not run
         rows, form = rows_and_form(signature, feeds) if self._batcher else (0, ())
-        work = Work(servable, signature, feeds, outputs, deadline, rows, form)
+
+        def ended(outcome: Outcome) -> None:
+            servable.release()
+            done(outcome)
+
+        work = Work(servable, signature, feeds, outputs, deadline, ended, rows, form)
         servable.acquire()
         try:
             if self._batcher and form:
                 self._batcher.submit(work, caller_runs)
-                answer = work.answer
             else:
-                answer = self._threads.submit(work.run)
+                run = self._threads.submit(_run_unless_taken, work)
+                # Of those that have not begun when the server stops.
+                run.add_done_callback(lambda _: work.drop(stopping()))
         except BaseException:  # whatever it is: what is held for ever is never unloaded
             servable.release()
             raise
-        answer.add_done_callback(lambda _: servable.release())
-        return answer
+        return work
 
     async def run(
         self,
@@ -95,15 +111,24 @@ class Engine:
           the values of `outputs`.
 
         Raises:
-          ServingError: as of `submit` and what that returns.
+          ServingError: as of `submit` and what that calls `done` with.
         """
         started = time.monotonic()
-        answer = self.submit(servable, signature, feeds, outputs, deadline)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Array]] = loop.create_future()
+
+        def done(outcome: Outcome) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, answer, outcome)
+
+        work = self.submit(servable, signature, feeds, outputs, deadline, done)
         try:
             async with asyncio.timeout_at(deadline):
-                results = await asyncio.wrap_future(answer)
+                results = await answer
         except TimeoutError as error:
             raise deadline_exceeded() from error
+        finally:
+            work.cancel()
         self.metrics.runtime(servable.name, api, time.monotonic() - started)
         return results
 
@@ -113,7 +138,7 @@ class Engine:
         deadline: float | None,
         done: Callable[[bytes | Exception], None],
         caller_runs: bool = False,
-    ) -> Future[list[Array]]:
+    ) -> Work:
         """Answers a Predict call. From any thread.
 
         Args:
@@ -121,7 +146,7 @@ class Engine:
           deadline: time.monotonic() after which nobody waits; None = never.
           done: called once, from any thread, with the serialised PredictResponse, or with what went
             wrong: a ServingError with status and text as TensorFlow Serving 2.16 gives them, or
-            CancelledError.
+            CancelledError. It must not raise.
           caller_runs: as of `submit`.
 
         Returns:
@@ -139,21 +164,22 @@ class Engine:
             feeds = predict.decode_inputs(signature, request.inputs)
             outputs = predict.select_outputs(signature, request.output_filter)
             started = time.monotonic()
-            run = self.submit(servable, signature, feeds, outputs, deadline, caller_runs)
+
+            def respond(outcome: Outcome) -> None:
+                answer: bytes | Exception
+                if isinstance(outcome, Exception):
+                    answer = outcome
+                else:
+                    try:
+                        self.metrics.runtime(servable.name, predict.API, time.monotonic() - started)
+                        answer = predict.respond(servable, signature, outputs, outcome)
+                    except Exception as error:  # whatever it is: nobody may be left waiting
+                        answer = error
+                done(answer)
+
+            return self.submit(servable, signature, feeds, outputs, deadline, respond, caller_runs)
         finally:
             servable.release()
-
-        def respond(run: Future[list[Array]]) -> None:
-            try:
-                results = run.result()
-                self.metrics.runtime(servable.name, predict.API, time.monotonic() - started)
-                answer: bytes | Exception = predict.respond(servable, signature, outputs, results)
-            except Exception as error:  # whatever it is: nobody may be left waiting
-                answer = error
-            done(answer)
-
-        run.add_done_callback(respond)
-        return run
 
     def run_waiting(self) -> None:
         """Runs what was left to the caller, see `submit`."""
@@ -169,3 +195,22 @@ class Engine:
         if self._batcher:
             self._batcher.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _run_unless_taken(work: Work) -> None:
+    if work.take():
+        outcome: Outcome
+        try:
+            outcome = work.run()
+        except Exception as error:  # whatever it is: nobody may be left waiting
+            outcome = error
+        work.end(outcome)
+
+
+def _settle(answer: asyncio.Future[list[Array]], outcome: Outcome) -> None:
+    if answer.done():
+        return  # nobody waits any more
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

@@ -240,7 +240,7 @@ def _transform(world: World, directory: Path) -> Any:
     import tensorflow as tf
     import tensorflow_transform as tft
     import tensorflow_transform.beam as tft_beam
-    from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+    from tensorflow_transform.tf_metadata import dataset_metadata, metadata_io, schema_utils
 
     from models.preprocessing import preprocessing_fn
 
@@ -273,6 +273,7 @@ def _transform(world: World, directory: Path) -> Any:
             functools.partial(preprocessing_fn, custom_config={"features": {}})
         )
         _ = transform_fn | tft_beam.WriteTransformFn(str(directory))
+    metadata_io.write_metadata(metadata, str(directory / tft.TFTransformOutput.RAW_METADATA_DIR))
     return tft.TFTransformOutput(str(directory))
 
 

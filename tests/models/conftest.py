@@ -346,7 +346,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Runs the real preprocessing_fn in Beam and reads its output with the real readers."""
     import tensorflow_transform as tft
     import tensorflow_transform.beam as tft_beam
-    from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+    from tensorflow_transform.tf_metadata import dataset_metadata, metadata_io, schema_utils
 
     from models.catalogue import read_catalogue
     from models.features import FeatureKinds
@@ -411,6 +411,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
             functools.partial(preprocessing_fn, custom_config={"features": kinds.by_key()})
         )
         _ = transform_fn | tft_beam.WriteTransformFn(str(directory))
+    metadata_io.write_metadata(metadata, str(directory / tft.TFTransformOutput.RAW_METADATA_DIR))
     transform = tft.TFTransformOutput(str(directory))
     users = [_example(row) for row in data if len(row[names.ITEM_IDS])]
     items = [_example(row) for row in data if len(row[names.ITEM_ID])]

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.core.protobuf import saved_model_pb2
 
-from serving.batching import Batcher, Work, rows_and_form, run_together
+from serving.batching import Batcher, Outcome, Work, rows_and_form, run_together
 from serving.errors import ServingError
 from serving.metrics import Metrics
 from serving.options import BatchingOptions
@@ -78,12 +79,29 @@ def servable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servable]:
     assert loaded.close(timeout_seconds=5.0)
 
 
-def work(servable: Any, signature: str = "rows", **feeds: Any) -> Work:
+class Call(Work):
+    """A call whose outcome can be waited for."""
+
+    def __init__(self, servable: Any, signature: Any, feeds: dict[str, Array]) -> None:
+        rows, form = rows_and_form(signature, feeds)
+        outputs = list(signature.outputs)
+        super().__init__(servable, signature, feeds, outputs, None, self._settle, rows, form)
+        self.answer: Future[list[Array]] = Future()
+
+    def take(self) -> bool:
+        return super().take() and self.answer.set_running_or_notify_cancel()
+
+    def _settle(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Exception):
+            self.answer.set_exception(outcome)
+        else:
+            self.answer.set_result(outcome)
+
+
+def work(servable: Any, signature: str = "rows", **feeds: Any) -> Call:
     """A call."""
     chosen = servable.signatures[signature]
-    values = dict(chosen.defaults) | feeds
-    rows, form = rows_and_form(chosen, values)
-    return Work(servable, chosen, values, list(chosen.outputs), None, rows, form)
+    return Call(servable, chosen, dict(chosen.defaults) | feeds)
 
 
 def row(numbers: list[float], words: list[bytes], weights: tuple[float, float]) -> dict[str, Any]:
@@ -181,11 +199,11 @@ def batch() -> Iterator[Callable[..., Batcher]]:
         batcher.close()
 
 
-def answers(calls: Sequence[Work]) -> list[Any]:
+def answers(calls: Sequence[Call]) -> list[Any]:
     return [call.answer.result(10.0) for call in calls]
 
 
-def submit(batcher: Batcher, calls: Sequence[Work], wait_for: Any) -> None:
+def submit(batcher: Batcher, calls: Sequence[Call], wait_for: Any) -> None:
     """Submits calls, after the first of them has been taken by a thread."""
     batcher.submit(calls[0])
     wait_for(calls[0].answer.running, "the first runs")
@@ -241,11 +259,29 @@ def test_more_rows_than_a_batch_has_are_refused(servable: Servable, batch: Any) 
 def test_work_nobody_waits_for_is_not_run(gate: Gate, batch: Any, wait_for: Any) -> None:
     calls = [work(gate) for _ in range(5)]
     submit(batch(8, 0, 10, 1), calls, wait_for)
-    for call in calls[1:4]:
-        assert call.answer.cancel()
+    for call in calls[:4]:
+        call.cancel()
     gate.open.set()
-    answers(calls[4:])
+    answers([calls[0], calls[4]])  # the first had begun
     assert gate.sizes == [1, 1]
+    for call in calls[1:4]:
+        assert isinstance(call.answer.exception(), CancelledError)
+
+
+def test_a_fault_in_taking_an_answer_leaves_the_others_theirs(
+    gate: Gate, batch: Any, wait_for: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = [work(gate) for _ in range(4)]
+
+    def fault(outcome: Outcome) -> None:
+        raise RuntimeError("on purpose")
+
+    calls[1].done = fault
+    submit(batch(8, 0, 10, 1), calls, wait_for)
+    gate.open.set()
+    answers([calls[0], *calls[2:]])
+    assert gate.sizes == [1, 3]
+    assert "on purpose" in caplog.text
 
 
 def test_calls_that_do_not_fit_together_run_apart(gate: Gate, batch: Any, wait_for: Any) -> None:
