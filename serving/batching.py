@@ -63,7 +63,7 @@ class Work:
     rows: int = 0
     form: Form = ()
     queued_at: float = field(default_factory=time.monotonic)
-    _taken: threading.Lock = field(default_factory=threading.Lock)  # for good, by the first
+    _taken: threading.Lock = field(default_factory=threading.Lock, init=False)  # for good
 
     def take(self) -> bool:
         """Whether the caller is the first, and so the one to call `end`."""
