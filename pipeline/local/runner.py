@@ -12,7 +12,6 @@ from typing import Literal
 
 from absl import logging as absl_logging
 from tfx.dsl.compiler.constants import PIPELINE_RUN_ID_PARAMETER_NAME
-from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from tfx.orchestration.pipeline import Pipeline, RunOptions
 from tfx.orchestration.portable.runtime_parameter_utils import substitute_runtime_parameter
@@ -20,13 +19,13 @@ from tfx.proto.orchestration import pipeline_pb2
 
 from pipeline.config import PipelineConfig
 from pipeline.dag import Workdir, create_pipeline
+from pipeline.local.base_run import find_base_run
 from pipeline.local.code import code_version
 from pipeline.local.lock import exclusive_run
 from pipeline.local.logs import NodeLogs
 from pipeline.local.memory import MemoryWatch
 from pipeline.local.records import Failure, begin_run, end_run
-from pipeline.metadata.runs import CONFIG, CONFIG_SHA256, CSMF_VERSION, list_runs
-from pipeline.metadata.store import open_store
+from pipeline.metadata.runs import CONFIG, CONFIG_SHA256, CSMF_VERSION
 from schemas.settings import ConfigError, nearest
 
 NodeEvent = Literal["starts", "executed", "cached"]
@@ -46,7 +45,7 @@ def run_locally(
     Args:
       config: all settings.
       workdir: made if necessary.
-      from_node: first node to run; what it reads comes from the newest run that has all of it.
+      from_node: first node to run; what it reads comes from an earlier run, see `find_base_run`.
         None = the first.
       to_node: last node to run. None = the last.
       enable_cache: take what did not change from the cache.
@@ -98,7 +97,9 @@ def run_pipeline(
         options = RunOptions(
             from_nodes=[from_node] if from_node else None,
             to_nodes=[to_node] if to_node else None,
-            base_pipeline_run_id=_base_run(pipeline, workdir, from_node) if from_node else None,
+            base_pipeline_run_id=(
+                find_base_run(pipeline, workdir.metadata, from_node) if from_node else None
+            ),
         )
     run_id = datetime.now().isoformat()
     log_dir = workdir.root / "logs" / run_id.replace(":", "-")
@@ -121,34 +122,6 @@ def run_pipeline(
                 f"but ML Metadata lacks one ({error}). Run without --from-node first."
             ) from error
     end_run(workdir.metadata, run_id, nodes.peaks, None)
-
-
-def _base_run(pipeline: Pipeline, workdir: Workdir, from_node: str) -> str | None:
-    """The newest run of the pipeline that has all outputs that a run from this node on reads; None
-    without one. By default TFX takes the newest, even one that failed before it had any.
-    """
-    if not workdir.metadata.exists():
-        return None
-    first = {node for node in pipeline.components if node.id == from_node}
-    again = _closure(first, lambda node: node.downstream_nodes)
-    read = {node.id for node in _closure(again, lambda node: node.upstream_nodes) - again}
-    for run in list_runs(open_store(workdir.metadata)):
-        done = {name for name, node in run.nodes.items() if node.done}
-        # A directory may hold runs of several pipelines, whose nodes have the same names.
-        if run.pipeline == pipeline.pipeline_info.pipeline_name and read <= done:
-            return run.id
-    return None
-
-
-def _closure(
-    nodes: set[BaseNode], neighbours: Callable[[BaseNode], set[BaseNode]]
-) -> set[BaseNode]:
-    """The nodes, their neighbours, those of these, and so on."""
-    found, new = set(nodes), set(nodes)
-    while new:
-        new = {near for node in new for near in neighbours(node)} - found
-        found |= new
-    return found
 
 
 class _Runner(LocalDagRunner):

@@ -284,6 +284,32 @@ def test_a_part_begins_with_a_run_of_its_own_pipeline(bench: Bench) -> None:
     assert (Path(made.uri) / "text").read_text() == "own"
 
 
+def test_a_part_begins_with_the_newest_run_that_had_the_present_settings(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("csmf"), "propagate", True)
+    for text in ("one", "two", "three"):
+        bench.run(to_node="Maker", text=text)
+    bench.run(from_node="Reader", text="two")
+    (made,) = bench.record().nodes["Reader"].inputs["made"]
+    assert (Path(made.uri) / "text").read_text() == "two"
+    assert "have changed" not in caplog.text
+
+
+def test_a_part_that_takes_what_is_made_differently_now_says_so(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("csmf"), "propagate", True)
+    bench.run(to_node="Maker", text="old")
+    taken = bench.record().id
+    bench.run(from_node="Reader", text="new")
+    (made,) = bench.record().nodes["Reader"].inputs["made"]
+    assert (Path(made.uri) / "text").read_text() == "old"
+    (warning,) = [line for line in caplog.messages if "have changed" in line]
+    assert f"--from-node Reader takes what run {taken} has made" in warning
+    assert "Maker: text. To use what is set now, begin with Maker." in warning
+
+
 def test_a_part_without_a_run_before_is_refused(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="Run without --from-node first"):
         bench.run(from_node="Reader")
