@@ -79,7 +79,7 @@ class Recommender(tf.Module):
 
         Args:
           towers: the network after its last stage.
-          transform: its `transform_features_layer` is what maps strings to ids.
+          transform: its graph is what maps strings to ids.
           feature_kinds: user feature name -> "categorical" or "numeric".
           catalogue: the candidates.
           profiles: stored histories and features.

@@ -145,6 +145,7 @@ def export_model(known: Knowledge, directory: Path, weights: dict[str, list[floa
     lookup = Lookup()
     transform = SimpleNamespace(
         transform_features_layer=lambda: lookup,
+        raw_feature_spec=lambda: {key: tf.io.VarLenFeature(tf.string) for key in lookup.tables},
         vocabulary_by_name=lambda name: [entry.encode() for entry in ids[name]],
     )
     catalogue = Catalogue(
