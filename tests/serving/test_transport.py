@@ -177,7 +177,8 @@ def test_a_call_knows_its_deadline_and_when_it_is_over(service: Service) -> None
     assert 0.0 < call.deadline - time.monotonic() < 0.4
     assert expiring.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert service.over.acquire(timeout=10.0)
-    assert time.monotonic() >= call.deadline
+    # gRPC has it on another clock, which runs apart from this one by a little.
+    assert time.monotonic() >= call.deadline - 0.01
     call.answer(b"too late")  # for nobody
 
     leaving = service("keep")
