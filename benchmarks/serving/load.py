@@ -1,7 +1,8 @@
 """The load generator: a process of its own that calls a server and records every call.
 
-python -m benchmarks.serving.load < plan.json > result.json. Imports no TensorFlow. Requests are
-sent as they were serialised before, answers are decoded only where the plan asks for it.
+python -m benchmarks.serving.load < plan.json > result.json. SIGTERM ends it before the plan's time
+is up. Imports no TensorFlow. Requests are sent as they were serialised before, answers are decoded
+only where the plan asks for it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import signal
 import sys
 import time
 from array import array
@@ -265,8 +267,19 @@ class _Run:
         self._units = 0
         self._begin = 0.0
         self._end = 0.0
+        self._seconds = plan.seconds
 
-    def connect(self) -> Connection:
+    async def run(self) -> dict[str, Any]:
+        """Carries the plan out and returns what was measured."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
+        await (self._open() if self.plan.rate else self._closed())
+        return self._result()
+
+    def _stop(self) -> None:
+        self._end = time.perf_counter()
+        self._seconds = self._end - self._begin
+
+    def _connect(self) -> Connection:
         if self.plan.path.startswith("http:"):
             return HttpConnection(self.plan.target, self.plan.path.removeprefix("http:"))
         return GrpcConnection(self.plan.target, self.plan.path)
@@ -292,11 +305,11 @@ class _Run:
         if self._units % self.plan.check_every == 0:
             self._checker(answers)
 
-    async def closed(self) -> None:
+    async def _closed(self) -> None:
         plan = self.plan
 
         async def client(number: int) -> None:
-            connection = self.connect()
+            connection = self._connect()
             index = number * (len(self._files[0]) // plan.clients)
             while (due := time.perf_counter()) < self._end:
                 await self._unit(connection, index, due)
@@ -306,10 +319,10 @@ class _Run:
         self._end = self._begin + plan.seconds
         await asyncio.gather(*(client(number) for number in range(plan.clients)))
 
-    async def open(self) -> None:
+    async def _open(self) -> None:
         """Every unit goes out when it is due, over the connections in turn."""
         plan = self.plan
-        connections = [self.connect() for _ in range(plan.clients)]
+        connections = [self._connect() for _ in range(plan.clients)]
         start = time.perf_counter()
         self._begin, self._end = start + plan.warm_seconds, start + plan.warm_seconds + plan.seconds
         running: set[Awaitable[None]] = set()
@@ -324,11 +337,12 @@ class _Run:
             index += 1
         await asyncio.gather(*running)
 
-    def result(self) -> dict[str, Any]:
+    def _result(self) -> dict[str, Any]:
         plan = self.plan
         result: dict[str, Any] = {
             "units": len(self._latencies),
-            "rate": len(self._latencies) / plan.seconds,
+            "seconds": self._seconds,
+            "rate": len(self._latencies) / self._seconds,
             **quantiles(self._latencies),
             "failed": sum(self._failures.values()),
             "failures": dict(self._failures.most_common(_MAX_TEXTS)),
@@ -342,7 +356,7 @@ class _Run:
             result["windows"] = [
                 {"rate": float((window == w).sum() / plan.window_seconds)}
                 | quantiles(latencies[window == w])
-                for w in range(int(plan.seconds // plan.window_seconds))
+                for w in range(int(self._seconds // plan.window_seconds))
             ]
         return result
 
@@ -350,9 +364,8 @@ class _Run:
 def main() -> None:
     """Carries out the plan on standard input."""
     plan = Plan(**json.load(sys.stdin))
-    run = _Run(plan)
-    asyncio.run(run.open() if plan.rate else run.closed())
-    json.dump({"plan": dataclasses.asdict(plan)} | run.result(), sys.stdout)
+    result = asyncio.run(_Run(plan).run())
+    json.dump({"plan": dataclasses.asdict(plan)} | result, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -156,9 +156,16 @@ def generate(plan: Plan) -> dict[str, Any]:
     return result
 
 
+class _Finish(Protocol):
+    def __call__(self, at_once: bool = False) -> dict[str, Any]: ...
+
+
 @contextlib.contextmanager
-def start_generating(plan: Plan) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Starts a plan; what it yields waits for the end and returns what `load` measured."""
+def start_generating(plan: Plan) -> Iterator[_Finish]:
+    """Starts a plan; what it yields waits for the end and returns what `load` measured.
+
+    With `at_once` the generator is told to end now, before the plan's time is up.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.serving.load"],
         stdin=subprocess.PIPE,
@@ -172,7 +179,9 @@ def start_generating(plan: Plan) -> Iterator[Callable[[], dict[str, Any]]]:
     process.stdin.close()
     process.stdin = None
 
-    def finish() -> dict[str, Any]:
+    def finish(at_once: bool = False) -> dict[str, Any]:
+        if at_once:
+            process.terminate()
         output, errors = process.communicate()
         if process.returncode:
             raise BenchmarkError(f"the load generator failed:\n{errors[-4000:]}")
