@@ -121,6 +121,28 @@ class GrpcConnection:
             raise CallError(f"{error.code().name}: {error.details()}") from error
 
 
+class BlockingGrpcConnection:
+    """A channel as most clients use it; for one at a time.
+
+    grpc.aio hands every answer from a thread of its own to the event loop. That is a cost of the
+    generator, and a lone client would wait for it.
+    """
+
+    def __init__(self, target: str, method: str) -> None:
+        self._channel = grpc.insecure_channel(
+            target, options=[("grpc.max_receive_message_length", -1)]
+        )
+        self._call = self._channel.unary_unary(method, None, None)
+
+    async def call(self, request: bytes) -> bytes:
+        """See Connection."""
+        try:
+            answer: bytes = self._call(request, timeout=_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise CallError(f"{error.code().name}: {error.details()}") from error
+        return answer
+
+
 class HttpConnection(asyncio.Protocol):
     """HTTP/1.1 kept alive, with no more parsing than a correct answer needs."""
 
@@ -282,7 +304,9 @@ class _Run:
     def _connect(self) -> Connection:
         if self.plan.path.startswith("http:"):
             return HttpConnection(self.plan.target, self.plan.path.removeprefix("http:"))
-        return GrpcConnection(self.plan.target, self.plan.path)
+        is_alone = self.plan.clients == 1 and not self.plan.rate
+        kind = BlockingGrpcConnection if is_alone else GrpcConnection
+        return kind(self.plan.target, self.plan.path)
 
     async def _unit(self, connection: Connection, index: int, due: float) -> None:
         index %= len(self._files[0])
