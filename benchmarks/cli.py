@@ -176,6 +176,7 @@ def pareto(
     show_default=True,
     help="Made by: make peers",
 )
+@_MARKDOWN
 def serving(
     json_path: Path,
     workdir: Path,
@@ -188,6 +189,7 @@ def serving(
     swap_seconds: float,
     soak_seconds: float,
     peers_python: Path,
+    markdown: Path | None,
 ) -> None:
     """Measure the server against an echo service, the model alone, and FastAPI with HNSW."""
     from benchmarks.serving.run import PARTS, run
@@ -198,6 +200,7 @@ def serving(
         workdir,
         json_path,
         _chosen(parts, PARTS),
+        markdown,
         workers=workers,
         clients=clients,
         seconds=seconds,

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.processes import machine
-from benchmarks.serving import targets
+from benchmarks.serving import report, targets
 from benchmarks.serving.calls import latency, throughput
 from benchmarks.serving.comparison import peers
 from benchmarks.serving.index import index
@@ -42,6 +42,7 @@ def run(
     workdir: Path,
     json_path: Path,
     parts: Sequence[str],
+    markdown_path: Path | None,
     **how: Any,
 ) -> None:
     """Runs parts of the benchmark; the figures of each are written as soon as it ends.
@@ -51,6 +52,7 @@ def run(
       workdir: keeps the world, for the next run of the same parameters.
       json_path: gets the figures.
       parts: names from PARTS.
+      markdown_path: gets the tables, too.
       how: the attributes of Setting that say how to measure.
     """
     console = Console()
@@ -88,7 +90,10 @@ def run(
         content["targets"] = targets.judge(content["parts"])
         json_path.write_text(json.dumps(content, indent=2))
         console.print(f"{name}: {time.monotonic() - began:.0f} s, load before it {load:.1f}")
-    console.print(targets.terminal(content["targets"]))
+    for table in report.terminal(content):
+        console.print(table)
+    if markdown_path:
+        markdown_path.write_text(report.markdown(content), encoding="utf-8")
 
 
 def _machine() -> dict[str, Any]:

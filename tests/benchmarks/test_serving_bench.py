@@ -96,7 +96,7 @@ def bench(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             *(sys.executable, "-m", "pipeline.cli", "bench", "serving", "--json", "out.json"),
-            *("--workdir", "work", *arguments),
+            *("--workdir", "work", "--markdown", "out.md", *arguments),
         ],
         cwd=directory,
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
@@ -115,6 +115,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-4000:]
     content: dict[str, Any] = json.loads((directory / "out.json").read_text())
     content["printed"] = done.stdout
+    content["markdown"] = (directory / "out.md").read_text()
     return content
 
 
@@ -163,6 +164,13 @@ def test_the_file_holds_every_part_and_says_that_the_data_are_synthetic(
     ]
     for line in figures["targets"]:
         assert line["what"][:40] in figures["printed"]
+        met = "yes" if line["met"] else "**no**"
+        row = f"| {line['what']} | {line['asked']} | {line['shown']} | {met} |"
+        assert row in figures["markdown"]
+    soak = figures["parts"]["soak"]
+    row = f"| soak at 80 % of it | {soak['rate']:,.0f} | {soak['p50_ms']:.2f} | "
+    row += f"{soak['p99_ms']:.2f} | 0 of {soak['units']:,} |"
+    assert row in figures["markdown"]
 
 
 @pytest.mark.slow
@@ -171,7 +179,7 @@ def test_counts_add_up_quantiles_are_ordered_and_no_call_failed(
 ) -> None:
     swap = figures["parts"]["swap"]
     assert SWAP_SECONDS < swap["seconds"] < swap["plan"]["seconds"], "told to end"
-    seconds = {"swap": swap["seconds"], "soak": SOAK_SECONDS}
+    seconds = {"swap": swap["seconds"], "soak": SOAK_SECONDS, "soak peak": SOAK_SECONDS / 2}
     for name, run in runs.items():
         assert (run["failed"], len(run["failures"])) == (0, 0), name
         assert run["units"] > 0, name
@@ -208,6 +216,7 @@ def test_ratios_follow_from_the_figures_beside_them(
     assert 0.5 < objectives["three_over_one"]["ratio"] < 2
     assert 0 < objectives["separate_recall"] <= 1
     assert parts["soak"]["asked_rate"] == pytest.approx(0.8 * rate["soak peak"])
+    assert parts["soak"]["peak"]["seconds"] == SOAK_SECONDS / 2
     assert len(parts["soak"]["rss_mb"]) == 4
     assert min(parts["soak"]["rss_mb"]) > 50
 
