@@ -71,7 +71,8 @@ def _loads(parts: dict[str, Any]) -> Iterator[Cells]:
         yield "Session::Run, in process", "", _spread(alone, "p50_ms"), _spread(alone, "p99_ms"), ""
     if rows := parts.get("throughput", {}).get("in_process_rows_per_second"):
         for threads in rows:
-            yield f"the same in batches of 32, {threads}", _spread(rows, threads), "", "", ""
+            text = f"the same in batches of 32, threads: {threads.split()[0]}"
+            yield text, _spread(rows, threads), "", "", ""
     for (part, name), text in setting.items():
         if run := parts.get(part, {}).get(name):
             yield (

@@ -169,7 +169,7 @@ def judge(parts: dict[str, Figures]) -> list[dict[str, Any]]:
             shown = f"{measured:.3g}{target.unit} ({value['min']:.3g} to {value['max']:.3g})"
         else:
             measured = value
-            shown = f"{measured:.3g}{target.unit}"
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.3g}{target.unit}"
         lines.append(
             {
                 "part": target.part,
