@@ -80,7 +80,7 @@ def _loads(parts: dict[str, Any]) -> Iterator[Cells]:
                 _spread(run, "rate"),
                 _spread(run, "p50_ms"),
                 _spread(run, "p99_ms"),
-                f"{run['failed']} of {run['units']:,}",
+                f"{run['failed']:,} of {run['units']:,}",
             )
     if swap := parts.get("swap"):
         text = (
@@ -99,7 +99,7 @@ def _whole(run: dict[str, Any]) -> Cells:
         f"{run['rate']:,.0f}",
         f"{run['p50_ms']:.2f}",
         f"{run['p99_ms']:.2f}",
-        f"{run['failed']} of {run['units']:,}",
+        f"{run['failed']:,} of {run['units']:,}",
     )
 
 
