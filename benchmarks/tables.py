@@ -70,7 +70,7 @@ def terminal(title: str, header: Cells, lines: list[Cells]) -> Table:
     return table
 
 
-def markdown(header: Cells, lines: list[Cells]) -> str:
-    """The same as Markdown."""
-    ruler = ["---" if place < 2 else "---:" for place in range(len(header))]
+def markdown(header: Cells, lines: list[Cells], texts: int = 2) -> str:
+    """The same as Markdown; all columns but the first `texts` are numbers."""
+    ruler = ["---" if place < texts else "---:" for place in range(len(header))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ruler, *lines)) + "\n"

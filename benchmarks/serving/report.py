@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
-Cells = tuple[str, ...]
+from benchmarks import tables
+from benchmarks.tables import Cells
 
-_TARGETS: Cells = ("", "asked", "measured", "met")
-_LOADS: Cells = ("", "calls/s", "p50 ms", "p99 ms", "failed")
+_TARGETS = ["", "asked", "measured", "met"]
+_LOADS = ["", "calls/s", "p50 ms", "p99 ms", "failed"]
 
 
 def terminal(content: dict[str, Any]) -> Iterator[Table]:
@@ -30,24 +31,22 @@ def terminal(content: dict[str, Any]) -> Iterator[Table]:
 
 def markdown(content: dict[str, Any]) -> str:
     """The tables, for a page; what misses its aim is bold."""
-    blocks = []
-    for _, header, rows in _tables(content):
-        ruler = tuple("---:" if name else "---" for name in header)
-        lines = [header, ruler, *(tuple(_BOLD.get(cell, cell) for cell in row) for row in rows)]
-        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(blocks) + "\n"
+    return "\n".join(
+        tables.markdown(header, [[_BOLD.get(cell, cell) for cell in row] for row in rows], texts=1)
+        for _, header, rows in _tables(content)
+    )
 
 
 _COLOURED = {"yes": "[green]yes[/]", "no": "[bold red]no[/]"}
 _BOLD = {"no": "**no**"}
 
 
-def _tables(content: dict[str, Any]) -> Iterator[tuple[str, Cells, Sequence[Cells]]]:
+def _tables(content: dict[str, Any]) -> Iterator[tuple[str, Cells, list[Cells]]]:
     yield (
         "what was asked",
         _TARGETS,
         [
-            (line["what"], line["asked"], line["shown"], "yes" if line["met"] else "no")
+            [line["what"], line["asked"], line["shown"], "yes" if line["met"] else "no"]
             for line in content["targets"]
         ],
     )
@@ -56,7 +55,7 @@ def _tables(content: dict[str, Any]) -> Iterator[tuple[str, Cells, Sequence[Cell
 
 def _loads(parts: dict[str, Any]) -> Iterator[Cells]:
     """What was called, and how fast."""
-    setting = {
+    called = {
         ("latency", "grpc"): "gRPC, one client",
         ("throughput", "grpc"): "gRPC",
         ("throughput", "rest"): "REST",
@@ -68,39 +67,42 @@ def _loads(parts: dict[str, Any]) -> Iterator[Cells]:
         ("objectives", "separate"): "three indexes, merged by the client",
     }
     if alone := parts.get("latency", {}).get("in_process"):
-        yield "Session::Run, in process", "", _spread(alone, "p50_ms"), _spread(alone, "p99_ms"), ""
+        p50, p99 = _spread(alone, "p50_ms"), _spread(alone, "p99_ms")
+        yield ["Session::Run, in process", "", p50, p99, ""]
     if rows := parts.get("throughput", {}).get("in_process_rows_per_second"):
         for threads in rows:
             text = f"the same in batches of 32, threads: {threads.split()[0]}"
-            yield text, _spread(rows, threads), "", "", ""
-    for (part, name), text in setting.items():
+            yield [text, _spread(rows, threads), "", "", ""]
+    for (part, name), text in called.items():
         if run := parts.get(part, {}).get(name):
-            yield (
+            yield [
                 text,
-                _spread(run, "rate"),
-                _spread(run, "p50_ms"),
-                _spread(run, "p99_ms"),
-                f"{run['failed']:,} of {run['units']:,}",
-            )
+                *(_spread(run, key) for key in ("rate", "p50_ms", "p99_ms")),
+                _failed(run),
+            ]
     if swap := parts.get("swap"):
         text = (
             f"16 clients, hot swaps: {swap['versions_seen']} of the {swap['published']} versions "
             "published every 2 s came to serve, then each when the one before served, "
             f"{swap['seconds_per_swap']:.1f} s a swap"
         )
-        yield text, *_whole(swap)
+        yield [text, *_whole(swap)]
     if soak := parts.get("soak"):
-        yield "peak before the soak", *_whole(soak["peak"])
-        yield "soak at 80 % of it", *_whole(soak)
+        yield ["peak before the soak", *_whole(soak["peak"])]
+        yield ["soak at 80 % of it", *_whole(soak)]
 
 
 def _whole(run: dict[str, Any]) -> Cells:
-    return (
+    return [
         f"{run['rate']:,.0f}",
         f"{run['p50_ms']:.2f}",
         f"{run['p99_ms']:.2f}",
-        f"{run['failed']:,} of {run['units']:,}",
-    )
+        _failed(run),
+    ]
+
+
+def _failed(run: dict[str, Any]) -> str:
+    return f"{run['failed']:,} of {run['units']:,}"
 
 
 def _spread(figures: dict[str, Any], key: str) -> str:

@@ -40,6 +40,10 @@ def _none(value: float) -> bool:
     return value == 0
 
 
+def _against(library: str, key: str) -> Callable[[Figures], Figures]:
+    return lambda figures: figures[key][library]
+
+
 TARGETS = (
     Target(
         "index",
@@ -85,7 +89,7 @@ TARGETS = (
             "peers",
             f"queries/s over those of FastAPI + {library}",
             "> 1",
-            lambda f, library=library: f["times_rate"][library],  # type: ignore[misc]
+            _against(library, "times_rate"),
             lambda value: value > 1,
             "x",
         )
@@ -96,7 +100,7 @@ TARGETS = (
             "peers",
             f"p99 of FastAPI + {library} over ours",
             "> 1",
-            lambda f, library=library: f["times_p99"][library],  # type: ignore[misc]
+            _against(library, "times_p99"),
             lambda value: value > 1,
             "x",
         )
