@@ -41,6 +41,7 @@ REQUIREMENTS = [
 
 # What benchmarks/ compares with and drives; nothing that runs in production needs them.
 BENCHMARKS = [
+    "hpack==4.2.0",  # headers of the load generator's calls
     "implicit==0.7.3",
     "playwright==1.65.2",  # moves the sliders of the explorer in a real browser
     "scipy==1.12.0",  # the newest that tfx 1.16 accepts

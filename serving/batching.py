@@ -189,19 +189,23 @@ class Batcher:
             if not caller_runs:
                 self._changed.notify()
 
-    def run_waiting(self) -> None:
-        """Runs what waits in the calling thread, as long as that is short."""
-        while True:
-            with self._changed:
-                wait, key = self._most_urgent()
-                if wait == math.inf:
-                    return
-                if wait > 0 or not self._queues[key].calls[0].signature.is_short:
-                    self._changed.notify()
-                    return
-                batch = self._take(key)
-            if batch:
-                self._run(batch)
+    def run_waiting(self) -> bool:
+        """Runs a batch of what waits in the calling thread, if that is short.
+
+        Returns:
+          whether more waits for the caller.
+        """
+        with self._changed:
+            wait, key = self._most_urgent()
+            if wait == math.inf:
+                return False
+            if wait > 0 or not self._queues[key].calls[0].signature.is_short:
+                self._changed.notify_all()
+                return False
+            batch = self._take(key)
+        if batch:
+            self._run(batch)
+        return bool(self._queues)
 
     def close(self) -> None:
         """Ends the threads once their runs have; what still waits is refused."""
@@ -275,9 +279,7 @@ class Batcher:
         except Exception as error:  # whatever it is: nobody may be left waiting
             outcomes = [error] * len(batch)
         with self._changed:
-            self._running -= 1
-            if self._queues:
-                self._changed.notify()
+            self._running -= 1  # whoever ran it looks for the next
         for work, outcome in zip(batch, outcomes, strict=True):
             work.end(outcome)
 

@@ -181,10 +181,9 @@ class Engine:
         finally:
             servable.release()
 
-    def run_waiting(self) -> None:
-        """Runs what was left to the caller, see `submit`."""
-        if self._batcher:
-            self._batcher.run_waiting()
+    def run_waiting(self) -> bool:
+        """Runs a batch of what was left to the caller, see `submit`; whether more waits."""
+        return self._batcher is not None and self._batcher.run_waiting()
 
     def aside(self, work: Callable[[], None]) -> None:
         """Has something done that takes too long for the thread that asks, and must not raise."""

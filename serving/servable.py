@@ -31,7 +31,9 @@ from serving.manifest import verify_manifest
 _LOG = logging.getLogger(__name__)
 
 _SCANN_OP_PREFIX = "Scann>"
-_SHORT_SECONDS = 0.01
+# A full batch of a recommender is to count as short when the machine is busy, too: handing it to
+# another thread costs half as much again, at the moment when there is most to do.
+_SHORT_SECONDS = 0.05
 # glibc keeps what was freed for itself, in one arena for each thread, and every version is loaded
 # and unloaded by other threads. OpenVINO Model Server does the same when it unloads a model:
 # https://github.com/openvinotoolkit/model_server/pull/1808. None with another C library.

@@ -37,12 +37,13 @@ _NO_FLAGS = 0
 # ev_epoll1_linux.cc, MAX_EPOLL_EVENTS_HANDLED_PER_ITERATION), and not all of them complete a call.
 _LOOKS = 4
 _AT_ONCE = 0.0
-# What handlers have left waits no longer than this for a lull.
-_LONGEST_WAIT_SECONDS = 0.005
+# What handlers have left waits no longer than this for a lull. When there is too much to do, the
+# calls that came in during a run are all read before the next one, so that they can be refused.
+_LONGEST_WAIT_SECONDS = 0.02
 # Without a deadline a call has one in the year 292277026596.
 _NO_DEADLINE_SECONDS = 10 * 365 * 24 * 3600.0
-# After which another thread takes the place of one that is busy.
-_PATIENCE_SECONDS = 0.02
+# After which another thread takes the place of one that is busy; longer than what is run here.
+_PATIENCE_SECONDS = 0.05
 
 
 class Call:
@@ -169,7 +170,7 @@ class Server:
 
     Args:
       handlers: of the methods, by their full names ("/package.Service/Method").
-      run_waiting: does what the handlers have left.
+      run_waiting: does a part of what the handlers have left, and says whether there is more.
       options: gRPC channel arguments.
       max_concurrent_calls: further ones get RESOURCE_EXHAUSTED.
     """
@@ -177,7 +178,7 @@ class Server:
     def __init__(
         self,
         handlers: Mapping[str, Handler],
-        run_waiting: Callable[[], None],
+        run_waiting: Callable[[], bool],
         options: Sequence[tuple[str, str | int]],
         max_concurrent_calls: int,
     ) -> None:
@@ -269,7 +270,8 @@ class Server:
                 if looks == _LOOKS or now - self._work_since > _LONGEST_WAIT_SECONDS:
                     looks = 0
                     self._work_since = math.inf
-                    self._run_waiting()
+                    if self._run_waiting():
+                        self._work_since = time.monotonic()
             # Nothing is known to raise; should something, the other calls need this thread.
             except Exception:
                 _LOG.exception("an event of gRPC was not handled")
@@ -278,7 +280,8 @@ class Server:
             if self._leader is me:
                 self._busy_since = math.inf
         # Another has taken the place, and may be waiting for calls; it does not see what is left.
-        self._run_waiting()
+        while self._run_waiting():
+            pass
 
     def _request_call(self) -> None:
         self._server.request_call(self._queue, self._queue, self._on_call)

@@ -15,22 +15,32 @@ import signal
 import sys
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import grpc
 import numpy as np
 
+from benchmarks.serving.connections import (
+    TIMEOUT_SECONDS,
+    BlockingGrpcioConnection,
+    CallError,
+    Connection,
+    GrpcioConnection,
+    HttpConnection,
+)
 from benchmarks.serving.frames import read_frames
+from benchmarks.serving.http2 import GrpcConnection
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 ECHO = "/echo/Echo"
 
 _MAX_TEXTS = 5
-_TIMEOUT_SECONDS = 30.0
+# Units that fall due within this time go out together: each time the generator wakes up, it takes a
+# core from what it measures.
+_TICK_SECONDS = 0.001
 
 Answers = Sequence[bytes]
 Check = Callable[[Answers], str | None]
@@ -46,9 +56,10 @@ class Plan:
         and merges the answers: that is one unit.
       weights: .npy [requests, files], what the answers of a unit are merged with.
       path: gRPC method; or, starting with "http:", the path to POST to.
+      client: of gRPC: "frames", our own, or "grpcio".
       clients: closed loop of that many, each with a connection of its own.
-      rate: open loop: units a second, whatever the answers do; latency counts from the moment a
-        unit was due.
+      rate: open loop: units a second over those connections, whatever the answers do; latency
+        counts from the moment a unit was due.
       seconds, warm_seconds: measured, and before that not measured.
       window_seconds: latencies are summed up for each window, too.
       check: what every `check_every`-th answer must be: "predict", "json", or "" for anything.
@@ -60,6 +71,7 @@ class Plan:
     requests: list[str]
     path: str = PREDICT
     weights: str = ""
+    client: str = "frames"
     clients: int = 1
     rate: float = 0.0
     seconds: float = 5.0
@@ -84,117 +96,6 @@ def quantiles(seconds: Any) -> dict[str, float]:
         "p99_ms": float(p99),
         "max_ms": float(values.max()),
     }
-
-
-# --- connections ----------------------------------------------------------------------------
-
-
-class CallError(Exception):
-    """A call failed; the text is its status."""
-
-
-class Connection(Protocol):
-    """One client's line to the server."""
-
-    async def call(self, request: bytes) -> bytes:
-        """The answer to a request; raises CallError."""
-
-
-class GrpcConnection:
-    """A channel that shares its connection with no other."""
-
-    def __init__(self, target: str, method: str) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            target,
-            options=[
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.max_receive_message_length", -1),
-            ],
-        )
-        self._call = self._channel.unary_unary(method, None, None)
-
-    async def call(self, request: bytes) -> bytes:
-        """See Connection."""
-        try:
-            return await self._call(request, timeout=_TIMEOUT_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise CallError(f"{error.code().name}: {error.details()}") from error
-
-
-class BlockingGrpcConnection:
-    """A channel as most clients use it; for one at a time.
-
-    grpc.aio hands every answer from a thread of its own to the event loop. That is a cost of the
-    generator, and a lone client would wait for it.
-    """
-
-    def __init__(self, target: str, method: str) -> None:
-        self._channel = grpc.insecure_channel(
-            target, options=[("grpc.max_receive_message_length", -1)]
-        )
-        self._call = self._channel.unary_unary(method, None, None)
-
-    async def call(self, request: bytes) -> bytes:
-        """See Connection."""
-        try:
-            answer: bytes = self._call(request, timeout=_TIMEOUT_SECONDS)
-        except grpc.RpcError as error:
-            raise CallError(f"{error.code().name}: {error.details()}") from error
-        return answer
-
-
-class HttpConnection(asyncio.Protocol):
-    """HTTP/1.1 kept alive, with no more parsing than a correct answer needs."""
-
-    def __init__(self, target: str, path: str) -> None:
-        self._address = target.rsplit(":", 1)
-        self._head = (
-            f"POST {path} HTTP/1.1\r\nHost: {target}\r\nContent-Type: application/json\r\n"
-            "Content-Length: "
-        ).encode()
-        self._transport: asyncio.Transport | None = None
-        self._received = bytearray()
-        self._answer: asyncio.Future[bytes] | None = None
-
-    async def call(self, request: bytes) -> bytes:
-        """See Connection."""
-        loop = asyncio.get_running_loop()
-        if self._transport is None:
-            host, port = self._address
-            await loop.create_connection(lambda: self, host, int(port))
-        self._received.clear()
-        self._answer = loop.create_future()
-        assert self._transport is not None
-        self._transport.write(b"%s%d\r\n\r\n%s" % (self._head, len(request), request))
-        return await self._answer
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio."""
-        self._transport = None
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(CallError(f"connection lost: {exc}"))
-
-    def data_received(self, data: bytes) -> None:
-        """Of asyncio."""
-        self._received += data
-        end = self._received.find(b"\r\n\r\n")
-        if end < 0 or self._answer is None or self._answer.done():
-            return
-        head = bytes(self._received[:end]).lower()
-        at = head.find(b"content-length:")
-        length = int(head[at + 15 :].split(b"\r", 1)[0])
-        if len(self._received) < end + 4 + length:
-            return
-        body = bytes(self._received[end + 4 :])
-        if head.startswith(b"http/1.1 200"):
-            self._answer.set_result(body)
-        else:
-            self._answer.set_exception(CallError(f"{head[9:12].decode()}: {body[:200]!r}"))
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -294,7 +195,9 @@ class _Run:
     async def run(self) -> dict[str, Any]:
         """Carries the plan out and returns what was measured."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
-        await (self._open() if self.plan.rate else self._closed())
+        plan = self.plan
+        async with asyncio.timeout(plan.warm_seconds + plan.seconds + TIMEOUT_SECONDS):
+            await (self._open() if plan.rate else self._closed())
         return self._result()
 
     def _stop(self) -> None:
@@ -302,11 +205,14 @@ class _Run:
         self._seconds = self._end - self._begin
 
     def _connect(self) -> Connection:
-        if self.plan.path.startswith("http:"):
-            return HttpConnection(self.plan.target, self.plan.path.removeprefix("http:"))
-        is_alone = self.plan.clients == 1 and not self.plan.rate
-        kind = BlockingGrpcConnection if is_alone else GrpcConnection
-        return kind(self.plan.target, self.plan.path)
+        plan = self.plan
+        if plan.path.startswith("http:"):
+            return HttpConnection(plan.target, plan.path.removeprefix("http:"))
+        if plan.client == "frames":
+            return GrpcConnection(plan.target, plan.path)
+        is_alone = plan.clients == 1 and not plan.rate
+        kind = BlockingGrpcioConnection if is_alone else GrpcioConnection
+        return kind(plan.target, plan.path)
 
     async def _unit(self, connection: Connection, index: int, due: float) -> None:
         index %= len(self._files[0])
@@ -344,21 +250,30 @@ class _Run:
         await asyncio.gather(*(client(number) for number in range(plan.clients)))
 
     async def _open(self) -> None:
-        """Every unit goes out when it is due, over the connections in turn."""
+        """Every unit goes out when it is due, over the connection with the fewest under way."""
         plan = self.plan
         connections = [self._connect() for _ in range(plan.clients)]
+        under_way = [0] * plan.clients
+        turn = deque(range(plan.clients))  # of several connections, that after the last one
+
+        async def unit(number: int, index: int, due: float) -> None:
+            await self._unit(connections[number], index, due)
+            under_way[number] -= 1
+
         start = time.perf_counter()
         self._begin, self._end = start + plan.warm_seconds, start + plan.warm_seconds + plan.seconds
         running: set[Awaitable[None]] = set()
         index = 0
-        while (due := start + index / plan.rate) < self._end:
-            wait = due - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            unit = asyncio.ensure_future(self._unit(connections[index % plan.clients], index, due))
-            running.add(unit)
-            unit.add_done_callback(running.discard)
-            index += 1
+        while (now := time.perf_counter()) < self._end:
+            while (due := start + index / plan.rate) <= now:
+                turn.rotate(-1)
+                number = min(turn, key=under_way.__getitem__)
+                under_way[number] += 1
+                task = asyncio.ensure_future(unit(number, index, due))
+                running.add(task)
+                task.add_done_callback(running.discard)
+                index += 1
+            await asyncio.sleep(_TICK_SECONDS)
         await asyncio.gather(*running)
 
     def _result(self) -> dict[str, Any]:

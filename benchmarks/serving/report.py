@@ -57,9 +57,12 @@ def _loads(parts: dict[str, Any]) -> Iterator[Cells]:
     """What was called, and how fast."""
     called = {
         ("latency", "grpc"): "gRPC, one client",
+        ("latency", "grpc_of_grpcio"): "the same by grpcio's client",
         ("throughput", "grpc"): "gRPC",
+        ("throughput", "grpc_of_grpcio"): "the same by grpcio's client",
         ("throughput", "rest"): "REST",
         ("throughput", "echo"): "echo: grpc.aio, empty, messages of the same size",
+        ("throughput", "echo_of_grpcio"): "the same by grpcio's client",
         ("peers", "ours"): "gRPC, in turn with the peers",
         ("peers", "hnswlib"): "FastAPI + hnswlib",
         ("peers", "faiss"): "FastAPI + faiss",

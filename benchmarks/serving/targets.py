@@ -70,7 +70,7 @@ TARGETS = (
     ),
     Target(
         "throughput",
-        "32 clients: calls/s over the lower of echo and in-process batches",
+        "32 clients of grpcio: calls/s over the lower of echo and in-process batches",
         ">= 0.70",
         lambda f: f["share_of_floor"],
         _at_least(0.70),

@@ -126,8 +126,8 @@ def runs(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {
         f"{part} {name}": parts[part][name]
         for part, names in (
-            ("latency", ["grpc"]),
-            ("throughput", ["grpc", "echo", "rest"]),
+            ("latency", ["grpc", "grpc_of_grpcio"]),
+            ("throughput", ["grpc", "grpc_of_grpcio", "echo", "echo_of_grpcio", "rest"]),
             ("objectives", ["fused", "one", "separate"]),
             ("soak", ["peak"]),
         )
@@ -207,9 +207,11 @@ def test_ratios_follow_from_the_figures_beside_them(
         only(latency["grpc"]["p50_ms"]) / only(latency["in_process"]["p50_ms"])
     )
     in_process = max(map(only, throughput["in_process_rows_per_second"].values()))
-    assert only(throughput["share_of_floor"]) == pytest.approx(
-        rate["throughput grpc"] / min(rate["throughput echo"], in_process)
-    )
+    for name, client in (("share_of_floor", "_of_grpcio"), ("share_of_floor_by_frames", "")):
+        echo = rate[f"throughput echo{client}"]
+        assert only(throughput[name]) == pytest.approx(
+            rate[f"throughput grpc{client}"] / min(echo, in_process)
+        )
     assert only(objectives["times_separate"]) == pytest.approx(
         rate["objectives fused"] / rate["objectives separate"]
     )

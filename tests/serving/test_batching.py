@@ -330,6 +330,36 @@ def test_what_is_short_runs_in_the_thread_that_comes_back_for_it(gate: Gate, bat
     assert gate.threads == [threading.current_thread()]
 
 
+def test_one_batch_is_run_at_a_time_in_the_thread_that_comes_back(gate: Gate, batch: Any) -> None:
+    gate.open.set()
+    gate.signatures["rows"].last_seconds = 0.001
+    batcher = batch(2, 0, 10, 1)
+    calls = [work(gate) for _ in range(3)]
+    for call in calls:
+        batcher.submit(call, caller_runs=True)
+    assert batcher.run_waiting()
+    assert [call.answer.done() for call in calls] == [True, True, False]
+    assert not batcher.run_waiting()
+    answers(calls)
+    assert gate.sizes == [2, 1]
+    assert not batcher.run_waiting()
+
+
+def test_as_many_threads_run_what_is_not_short_as_there_are_batches(
+    gate: Gate, batch: Any, wait_for: Any
+) -> None:
+    gate.signatures["rows"].last_seconds = math.inf
+    batcher = batch(1, 0, 10, 2)
+    calls = [work(gate) for _ in range(3)]
+    for call in calls:
+        batcher.submit(call, caller_runs=True)
+    assert not batcher.run_waiting()
+    wait_for(lambda: all(call.answer.running() for call in calls[:2]), "two run side by side")
+    assert not calls[2].answer.running()
+    gate.open.set()
+    answers(calls)
+
+
 def test_what_is_not_short_is_left_to_the_threads(gate: Gate, batch: Any) -> None:
     gate.signatures["rows"].last_seconds = math.inf
     batcher = batch(8, 0, 10, 1)

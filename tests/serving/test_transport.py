@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from serving import transport
 from serving.errors import ServingError, invalid_argument
 from serving.transport import Call, Server, decoded
 
@@ -26,7 +27,9 @@ class Service:
         self.calls: list[Any] = []
         self.kept: list[Call] = []
         self.left: list[tuple[bytes, Call]] = []
-        self.lulls: list[int] = []
+        self.lulls: list[int] = []  # how many had been left when the server came round to them
+        self.at_once = 1000  # of these are done at a time
+        self.while_running: Callable[[], object] = lambda: None
         self.over = threading.Semaphore(0)
         self.release = threading.Event()
         self.server = Server(
@@ -63,12 +66,14 @@ class Service:
         self.kept.append(call)
         call.when_over(self.over.release)
 
-    def _run_waiting(self) -> None:
-        left, self.left = self.left, []
-        if left:
-            self.lulls.append(len(left))
-        for message, call in left:
+    def _run_waiting(self) -> bool:
+        if self.left:
+            self.lulls.append(len(self.left))
+            self.while_running()
+        now, self.left = self.left[: self.at_once], self.left[self.at_once :]
+        for message, call in now:
             call.answer(message)
+        return bool(self.left)
 
     def _block(self, message: bytes, call: Call) -> None:
         assert self.release.wait(20.0)
@@ -120,6 +125,25 @@ def test_what_handlers_leave_is_done_when_no_more_calls_come(service: Service) -
     assert blocking.result() == b"x"
     assert sum(service.lulls) == 20
     assert max(service.lulls) > 1  # together
+
+
+def test_calls_that_come_in_during_a_run_are_read_before_the_next(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_PATIENCE_SECONDS", 10.0)
+    service.at_once = 1
+    calls = []
+
+    def call_again() -> None:
+        for message in {1: [b"second"], 2: [b"third", b"fourth"]}.get(len(service.lulls), []):
+            calls.append(service("leave", message))
+            time.sleep(0.1)
+
+    service.while_running = call_again
+    assert service("leave", b"first").result() == b"first"
+    until(lambda: len(calls) == 3)
+    assert [call.result() for call in calls] == [b"second", b"third", b"fourth"]
+    assert service.lulls == [1, 1, 2, 1]
 
 
 def test_a_handler_that_takes_long_holds_up_no_other(service: Service) -> None:
