@@ -31,6 +31,7 @@ from serving.manifest import verify_manifest
 _LOG = logging.getLogger(__name__)
 
 _SCANN_OP_PREFIX = "Scann>"
+_LOOP_OPS = frozenset({"While", "StatelessWhile", "Enter"})
 # A full batch of a recommender is to count as short when the machine is busy, too: handing it to
 # another thread costs half as much again, at the moment when there is most to do.
 _SHORT_SECONDS = 0.05
@@ -118,7 +119,8 @@ class Threads(NamedTuple):
 
     Attributes:
       intra_op: 0 = the cores.
-      inter_op: 0 = the cores, but short runs stay in the thread that asks for them.
+      inter_op: 0 = the cores, but short runs of graphs without loops stay in the thread that asks
+        for them.
     """
 
     intra_op: int = 0
@@ -182,7 +184,8 @@ class Servable:
             self._graph.finalize()
             undo.pop_all()
         self._handle: Any = self._session._session
-        self._keeps_short_runs = not threads.inter_op
+        # How long a loop takes depends on its inputs: the last run says nothing about the next.
+        self._keeps_short_runs = not threads.inter_op and _LOOP_OPS.isdisjoint(_ops(saved_model))
         self._lock = threading.Lock()  # entered directly by every call: a Condition is in Python
         self._idle = threading.Condition(self._lock)
         self._running = 0
@@ -223,8 +226,9 @@ class Servable:
     ) -> list[tensors.Array]:
         """Runs a signature; blocks, without holding Python's global lock.
 
-        A signature whose last run was short runs in this thread: waking those of TensorFlow's pool
-        takes as long as such a run. Nothing could cancel it there, and nothing needs to.
+        A signature whose last run was short runs in this thread, unless the graph has loops: waking
+        those of TensorFlow's pool takes as long as such a run. Nothing could cancel it there, and
+        nothing needs to.
 
         Args:
           signature: one of `signatures`.

@@ -139,7 +139,8 @@ def test_work_whose_deadline_has_passed_is_not_run(start: Any, ask: Any, batched
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_run_ends_with_the_deadline_of_its_call(start: Any, ask: Any, batched: bool) -> None:
     caller = start(batching=BatchingOptions(num_batch_threads=1) if batched else None)
-    slow_call(caller, ask, 0.0, 1).result()
+    for _ in range(3):  # the first one takes long
+        slow_call(caller, ask, 0.0, 1).result()
     endless = slow_call(caller, ask, 0.0, 2**62, timeout=0.3)
     assert endless.code() is EXCEEDED
     started = time.monotonic()
