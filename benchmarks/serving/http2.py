@@ -79,13 +79,19 @@ class GrpcConnection(asyncio.Protocol):
         if self._transport is None:
             async with self._connecting:
                 if self._transport is None:
-                    host, port = self._address
-                    await loop.create_connection(lambda: self, host, int(port))
+                    await self._connect()
         self._stream += 2
         call = self._calls[self._stream] = _Call(loop.create_future())
         self._unsent.append((self._stream, request))
         self._send_requests()
         return await call.answer
+
+    async def _connect(self) -> None:
+        host, port = self._address
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self, host, int(port))
+        except OSError as error:
+            raise CallError(f"not connected: {error}") from error
 
     # --- of asyncio.Protocol ----------------------------------------------------------------
 

@@ -196,7 +196,8 @@ class _Run:
         """Carries the plan out and returns what was measured."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         plan = self.plan
-        async with asyncio.timeout(plan.warm_seconds + plan.seconds + TIMEOUT_SECONDS):
+        # Before that, calls of gRPC end by themselves; those of HTTP/1.1 would wait for ever.
+        async with asyncio.timeout(plan.warm_seconds + plan.seconds + 2 * TIMEOUT_SECONDS):
             await (self._open() if plan.rate else self._closed())
         return self._result()
 

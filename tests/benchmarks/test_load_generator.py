@@ -135,6 +135,14 @@ def test_calls_end_when_the_server_goes_and_the_next_one_connects_anew() -> None
     within_seconds(work())
 
 
+def test_a_call_where_nobody_listens_fails() -> None:
+    async def work() -> None:
+        with pytest.raises(CallError, match="not connected: "):
+            await GrpcConnection("127.0.0.1:1", METHOD).call(b"x")
+
+    within_seconds(work())
+
+
 def test_a_request_that_does_not_fit_in_a_frame_is_refused() -> None:
     async def work() -> None:
         with pytest.raises(ValueError, match=r"16380 bytes; no more than 16 KB"):
