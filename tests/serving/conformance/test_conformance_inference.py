@@ -1,4 +1,5 @@
-"""Classify, Regress and MultiInference: check 79 of the conformance list, on gRPC."""
+"""Classify, Regress and MultiInference, and Predict on their signatures: checks 23 and 79 of the
+conformance list, on gRPC."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from tensorflow_serving.apis import (
     classification_pb2,
     inference_pb2,
     input_pb2,
+    predict_pb2,
     regression_pb2,
 )
 
@@ -170,6 +172,28 @@ def test_check_79_classify(stub: Any, signature: str, expected: Any) -> None:
     assert classified(response.result) == expected
     spec = response.model_spec
     assert (spec.name, spec.version.value, spec.signature_name) == ("m", 7, signature)
+
+
+@pytest.mark.parametrize(
+    ("signature", "output", "field", "values"),
+    [
+        ("serving_default", "outputs", "float_val", [3.0, 4.0]),  # of Regress
+        ("both", "scores", "float_val", [3.0, -3.0, 4.0, -4.0]),  # of Classify
+        ("both", "classes", "string_val", [b"2", b"2!", b"4", b"4!"]),
+    ],
+)
+def test_check_23_predict_on_a_signature_of_another_method(
+    stub: Any, signature: str, output: str, field: str, values: list[Any]
+) -> None:
+    request = predict_pb2.PredictRequest(output_filter=[output])
+    request.model_spec.name = "m"
+    request.model_spec.signature_name = signature
+    serialised = [example(x=x).SerializeToString() for x in (2.0, 4.0)]
+    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(serialised))
+    response = stub.Predict(request, timeout=10)
+    assert list(response.outputs) == [output]
+    assert list(getattr(response.outputs[output], field)) == values
+    assert response.model_spec.signature_name == signature
 
 
 @pytest.mark.parametrize("signature", ["", "vector"])
