@@ -211,6 +211,12 @@ def submit(batcher: Batcher, calls: Sequence[Call], wait_for: Any) -> None:
         batcher.submit(call)
 
 
+def leave(batcher: Batcher, calls: Sequence[Call]) -> None:
+    """Submits calls to be run by whoever comes back for them."""
+    for call in calls:
+        batcher.submit(call, caller_runs=True)
+
+
 def test_what_waits_when_a_thread_gets_free_shares_a_run(
     gate: Gate, batch: Any, wait_for: Any
 ) -> None:
@@ -321,8 +327,7 @@ def test_what_is_short_runs_in_the_thread_that_comes_back_for_it(gate: Gate, bat
     gate.signatures["rows"].last_seconds = 0.001
     batcher = batch(8, 0, 10, 1)
     calls = [work(gate) for _ in range(3)]
-    for call in calls:
-        batcher.submit(call, caller_runs=True)
+    leave(batcher, calls)
     assert not any(call.answer.done() for call in calls)
     batcher.run_waiting()
     assert len(answers(calls)) == 3
@@ -335,8 +340,7 @@ def test_one_batch_is_run_at_a_time_in_the_thread_that_comes_back(gate: Gate, ba
     gate.signatures["rows"].last_seconds = 0.001
     batcher = batch(2, 0, 10, 1)
     calls = [work(gate) for _ in range(3)]
-    for call in calls:
-        batcher.submit(call, caller_runs=True)
+    leave(batcher, calls)
     assert batcher.run_waiting()
     assert [call.answer.done() for call in calls] == [True, True, False]
     assert not batcher.run_waiting()
@@ -351,8 +355,7 @@ def test_as_many_threads_run_what_is_not_short_as_there_are_batches(
     gate.signatures["rows"].last_seconds = math.inf
     batcher = batch(1, 0, 10, 2)
     calls = [work(gate) for _ in range(3)]
-    for call in calls:
-        batcher.submit(call, caller_runs=True)
+    leave(batcher, calls)
     assert not batcher.run_waiting()
     wait_for(lambda: all(call.answer.running() for call in calls[:2]), "two run side by side")
     assert not calls[2].answer.running()
@@ -364,7 +367,7 @@ def test_what_is_not_short_is_left_to_the_threads(gate: Gate, batch: Any) -> Non
     gate.signatures["rows"].last_seconds = math.inf
     batcher = batch(8, 0, 10, 1)
     call = work(gate)
-    batcher.submit(call, caller_runs=True)
+    leave(batcher, [call])
     batcher.run_waiting()  # returns at once: the gate is closed
     gate.open.set()
     answers([call])
@@ -376,7 +379,7 @@ def test_no_more_batches_run_than_may(gate: Gate, batch: Any, wait_for: Any) -> 
     first, second = work(gate), work(gate)
     submit(batcher, [first], wait_for)
     gate.signatures["rows"].last_seconds = 0.001
-    batcher.submit(second, caller_runs=True)
+    leave(batcher, [second])
     batcher.run_waiting()  # the one batch that may run does
     assert not second.answer.running()
     gate.open.set()
