@@ -7,7 +7,7 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,6 @@ from benchmarks.training import Goal, Trained, quiet, train_jointly
 from benchmarks.weight_masks import WeightRule, train_weight_masked
 from models.cascade import Cascade
 from models.held_out import Vectors
-from models.towers import TwoTower
 from models.weighting import choose_weights, default_weights, item_blocks, user_blocks
 
 Method = Callable[[Split, int], list[Outcome]]  # (split, seed)
@@ -37,33 +36,39 @@ _WEIGHT_RECOVERY = 4  # rounds; here half of a stage's weights go, of CSMF's neu
 
 
 def csmf(split: Split, seed: int) -> list[Outcome]:
-    """The product's cascade, at weights chosen on validation, at plain ones, and its first head."""
-    towers, weights, seconds = cascade(split, seed)
-    items = item_blocks(towers, split.data.item_features)
-    test = user_blocks(towers, split.test)
+    """The product's cascade at weights chosen on validation, at plain ones, its first head alone,
+    and at weights chosen for it without the rates of items (`models.rates`)."""
+    trained, seconds = train_cascade(split, seed)
+    towers, names = trained.served, split.config.objective_names
     sizes = towers.block_sizes()
     cost = Cost(_size(towers.weights.values()), sum(sizes), seconds)
-    plain = list(default_weights(split.config.objective_names).values())
-    return [
-        _fused(split, test, items, sizes, by_level, name, cost)
-        for name, by_level in (
-            (CHOSEN, weights),
-            ("weights 1 up to the objective", plain),
-            ("first head alone", [plain[0]] * len(plain)),
-        )
+    items = item_blocks(towers, split.data.item_features)
+
+    def at(name: str, weights: Mapping[str, Sequence[float]]) -> Outcome:
+        test = user_blocks(towers, split.test)
+        return _fused(split, test, items, sizes, [weights[n] for n in names], name, cost)
+
+    plain = default_weights(names)
+    outcomes = [
+        at(CHOSEN, plain | trained.weights(split.data, names)),
+        at("weights 1 up to the objective", plain),
+        at("first head alone", dict.fromkeys(names, plain[names[0]])),
     ]
+    for network in (trained.chosen, trained.served):
+        for stage in range(1, len(names)):
+            network.set_strengths(stage, 1.0, 0.0)
+    outcomes.append(at(f"{CHOSEN}, no rates", plain | trained.weights(split.data, names)))
+    return outcomes
 
 
-def cascade(split: Split, seed: int) -> tuple[TwoTower, list[list[float]], float]:
-    """(the served network after all stages, request weights by level, processor seconds)."""
+def train_cascade(split: Split, seed: int) -> tuple[Cascade, float]:
+    """(both networks after all stages, processor seconds)."""
     trained = Cascade.start(split.spec, seed)
     seconds = 0.0
     for stage, settings in enumerate(split.config.objectives):
         report = trained.train(split.data, stage, settings, split.model, seed, quiet)
         seconds += sum(phase.fitted.cpu_seconds for phase in report.phases)
-    names = split.config.objective_names
-    weights = default_weights(names) | trained.weights(split.data, names)
-    return trained.served, list(weights.values()), seconds
+    return trained, seconds
 
 
 # --- tower baselines ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.methods import cascade
+from benchmarks.methods import train_cascade
 from benchmarks.outcome import rank
 from benchmarks.split import Split
 from models.weighting import item_blocks, user_blocks
@@ -35,7 +35,7 @@ def sweep(split: Split, seed: int) -> list[Point]:
 
     The first block weighs 1; a second family of points leaves it out.
     """
-    towers, _, _ = cascade(split, seed)
+    towers = train_cascade(split, seed)[0].served
     users, items = user_blocks(towers, split.test), item_blocks(towers, split.data.item_features)
     k = split.spec.n_objectives
     combinations = [(1.0, *rest) for rest in itertools.product(SWEPT, repeat=k - 1)] + [

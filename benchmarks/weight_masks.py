@@ -50,7 +50,9 @@ class WeightMaskedNetwork(SharedBottom):
           block_sizes: of the K blocks.
         """
         super().__init__(spec, seed, block_sizes)
-        self.table_names = [name for name in self.tables.weights if "/" not in name]
+        self.table_names = [
+            name for name, w in self.tables.weights.items() if "/" not in name and w.trainable
+        ]
         # Variables, so that a step is traced once although pruning changes the owners.
         self.owners = {
             name: tf.Variable(tf.zeros(self.tables.weights[name].shape, tf.int32), trainable=False)

@@ -207,7 +207,7 @@ class Recommender(tf.Module):
         )
 
     def embed_user(self, request: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """blocks float [B, D], each objective's block L2-normalised; block_sizes int64 [K]."""
+        """blocks float [B, D], see `TwoTower.user_blocks`; block_sizes int64 [K]."""
         user, _ = self._user(request)
         return {
             names.BLOCKS: self._user_blocks(user),
@@ -222,7 +222,7 @@ class Recommender(tf.Module):
         user, _ = self._user(request)
         blocks = self._user_blocks(user)
         rows = self._lookup_items(_broadcast(request[names.ITEM_IDS], blocks))
-        unknown = self._towers.blocks(self._towers.items(tf.constant([-1]), self._unknown_features))
+        unknown = self._towers.item_blocks(tf.constant([-1]), self._unknown_features)
         vectors = tf.gather(
             tf.concat([self._item_vectors, unknown], axis=0), _last(rows, self._n_items)
         )
@@ -346,7 +346,7 @@ class Recommender(tf.Module):
         )
 
     def _user_blocks(self, user: UserInputs) -> tf.Tensor:
-        return self._towers.blocks(self._towers.users(user))
+        return self._towers.user_blocks(user)
 
     def _fuse(self, blocks: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """[B, D] query: each objective's block times its weight (METHOD 1.4)."""
@@ -364,14 +364,9 @@ def item_vectors(towers: TwoTower, catalogue: Catalogue) -> npt.NDArray[np.float
     """[n, D] index vectors: the blocks of all items, stage 0 first."""
     n_items = len(catalogue)
     parts = [
-        towers.blocks(
-            towers.items(
-                tf.range(start, min(start + 65_536, n_items)),
-                {
-                    n: tf.constant(ids[start : start + 65_536])
-                    for n, ids in catalogue.features.items()
-                },
-            )
+        towers.item_blocks(
+            tf.range(start, min(start + 65_536, n_items)),
+            {n: tf.constant(ids[start : start + 65_536]) for n, ids in catalogue.features.items()},
         ).numpy()
         for start in range(0, n_items, 65_536)
     ]

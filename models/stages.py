@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from models import losses, masks, replicas
+from models import losses, masks, rates, replicas
 from models.batches import BatchMaker
 from models.fitting import Fitted, Task, fit
 from models.held_out import HeldOut, cut
@@ -21,6 +21,7 @@ from models.packing import TensorBatch
 from models.settings import ModelSettings, NegativeSettings, StageSettings
 from models.timelines import Timelines
 from models.towers import OUTPUT, TowerSpec, TwoTower, UserInputs
+from models.weighting import choose_strengths
 
 Progress = Callable[[str], None]
 RECALL_AT = 50
@@ -106,6 +107,8 @@ class StageReport:
     pruned: dict[str, masks.Pruned] = field(default_factory=dict)
     owned: dict[str, int] = field(default_factory=dict)  # neurons owned, by layer
     upstream_sha256: str = ""  # of all frozen weights, equal before and after the stage
+    # In the score of a later stage: of its cosine, and of the items' rates.
+    strengths: tuple[float, float] = (1.0, 0.0)
     # Objective -> request weights that serve it best; known after the last stage.
     weights: dict[str, list[float]] = field(default_factory=dict)
 
@@ -175,6 +178,11 @@ def train_stage(
             maker.subset(settings.recovery_share)
             run("recover", settings.recovery_rounds)
 
+    if stage > 0:
+        _count_rates(towers, stage, data)
+        report.strengths = _strengths(task, data)
+        towers.set_strengths(stage, *report.strengths)
+
     _check_frozen(towers, stage, settings.name, frozen)
     report.upstream_sha256 = frozen
     report.owned = {name: int(np.sum(owners == stage)) for name, owners in towers.owners.items()}
@@ -185,6 +193,8 @@ def refit_stage(
     task: StageTask, data: TrainingData, model: ModelSettings, seed: int, progress: Progress
 ) -> Phase:
     """Goes on training what the stage owns, gently and without validation; owners stay as they are.
+
+    The rates of items are counted anew; the strengths stay.
 
     Args:
       task: over a network whose stage is already trained.
@@ -213,8 +223,26 @@ def refit_stage(
         lambda text: progress(f"{settings.name}: refit {text}"),
         validation.refit_rate,
     )
+    if stage > 0:
+        _count_rates(towers, stage, data)
     _check_frozen(towers, stage, settings.name, frozen)
     return Phase("refit", len(maker.positives), fitted)
+
+
+def _count_rates(towers: TwoTower, stage: int, data: TrainingData) -> None:
+    towers.set_rates(
+        stage, rates.log_rates(*rates.counted(data.timelines, stage, towers.spec.n_items))
+    )
+
+
+def _strengths(task: StageTask, data: TrainingData) -> tuple[float, float]:
+    """Chosen on validation. Without it (1, T): T log p = cosine + T log rate + c."""
+    held_out, stage = data.held_out, task.stage
+    if held_out is None or not len(held_out.reaching(stage)):
+        return 1.0, task.settings.temperature
+    chosen = choose_strengths(task.towers, held_out, data.item_features, stage)
+    of_learnt, of_rates = replicas.chiefs(np.array(chosen)).tolist()
+    return of_learnt, of_rates
 
 
 def _check_frozen(towers: TwoTower, stage: int, objective: str, before: str) -> None:
@@ -266,14 +294,14 @@ class StageTask(Task):
         # Variables, so that the step is traced once although CPP changes what the stage owns. The
         # scores are computed from the stage's own outputs alone, which are a few of all.
         self._block = tf.Variable(
-            self._selection(stage), trainable=False, shape=[towers.spec.towers.dimension, None]
+            self._selection(stage), trainable=False, shape=[len(towers.owners[OUTPUT]), None]
         )
         self._upstream = [tf.constant(self._selection(k)) for k in range(stage)]
         self._masks = {
             name: tf.Variable(mask, trainable=False)
             for name, mask in towers.trainable_masks(stage).items()
         }
-        self._names = list(towers.weights)
+        self._names = [name for name, weight in towers.weights.items() if weight.trainable]
 
     def take_ownership(self) -> None:
         """Reads anew from the towers what the stage owns."""
@@ -282,7 +310,7 @@ class StageTask(Task):
             self._masks[name].assign(mask)
 
     def _selection(self, stage: int) -> npt.NDArray[np.float32]:
-        """[D, D_k] takes the stage's columns out of outputs [N, D] by a product, to the bit."""
+        """[O, O_k] takes the stage's columns out of outputs [N, O] by a product, to the bit."""
         owners = self.towers.owners[OUTPUT]
         return np.eye(len(owners), dtype=np.float32)[:, owners == stage]
 
@@ -355,18 +383,18 @@ class StageTask(Task):
         )
 
     def items(self, ids: tf.Tensor) -> tf.Tensor:
-        """Raw outputs [C, D] of the item tower for the items [C]."""
+        """Raw outputs [C, O] of the item tower for the items [C]."""
         return self.towers.items(ids, self._features_of(ids))
 
     def _features_of(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.gather(table, ids) for name, table in self._item_features.items()}
 
     def _frozen(self, outputs: tf.Tensor) -> tf.Tensor:
-        """[N, D_up] the blocks of the stages before, each L2-normalised."""
+        """[N, O_up] what the stages before have learnt, each L2-normalised."""
         return tf.concat([_normalised(outputs, block) for block in self._upstream], axis=1)
 
     def vectors(self, held_out: HeldOut) -> tuple[npt.NDArray, npt.NDArray]:
-        """(queries [Q, d], items [N, d]): all blocks up to this stage's own, weighing 1."""
+        """(queries [Q, d], items [N, d]): what all stages up to this one learnt, weighing 1."""
         spec = self.towers.spec
         users = [
             self._vector(self.towers.users(inputs))
@@ -401,5 +429,5 @@ def offsets_of(batch: TensorBatch) -> tf.Tensor:
 
 
 def _normalised(outputs: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
-    """[N, D_k] the coordinates of a block [D, D_k], L2-normalised by themselves."""
+    """[N, O_k] the outputs that a block [O, O_k] selects, L2-normalised by themselves."""
     return tf.math.l2_normalize(tf.matmul(outputs, block), axis=1, epsilon=1e-12)

@@ -2,8 +2,9 @@
 
 User tower: embeddings of the user's past items, pooled for every funnel level (all alike, and with
 recent ones weighing more), then the user id and the user's features. Item tower: item id and item
-features. Both end in a head of D outputs that share one set of owners, so that the inner product
-stays aligned (METHOD 1.2).
+features. Both end in a head whose outputs share one set of owners, so that the inner product
+stays aligned (METHOD 1.2). Of the D coordinates of an index vector, each stage after the first has
+one beside its outputs, for what is counted and not learnt (`models.rates`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import tensorflow as tf
 from models import masks
 from models.settings import PruneRule, TowerSettings
 
-OUTPUT = "output"  # owners of the D coordinates, one set for both towers
+OUTPUT = "output"  # owners of the D - K + 1 outputs of the heads, one set for both towers
 HISTORY = "history"
 USER_ID = "user_id"
 ITEM_ID = "item_id"
+RATES = "rates"  # [N, K - 1], a column for every stage after the first, see `models.rates`
+STRENGTHS = "strengths"  # [K - 1, 2] of what such a stage has learnt, and of its rates
 
 _TABLE_STDDEV = 0.05
 _WEIGHTS_FILE = "weights.npz"
@@ -91,8 +94,16 @@ class TwoTower(tf.Module):
         Args:
           spec: shapes.
           seed: of the initial weights.
+
+        Raises:
+          ValueError: fewer dimensions than objectives.
         """
         super().__init__(name="two_tower")
+        if spec.towers.dimension < spec.n_objectives:
+            raise ValueError(
+                f"model.towers.dimension is {spec.towers.dimension}, but {spec.n_objectives} "
+                "objectives divide it among themselves: raise it"
+            )
         self.spec = spec
         rng = np.random.default_rng(seed)
         towers = spec.towers
@@ -117,7 +128,7 @@ class TwoTower(tf.Module):
         self.owners: dict[str, masks.Owners] = {
             name: np.zeros(columns, np.int32) for name, (_, columns) in tables.items()
         }
-        self.owners[OUTPUT] = np.zeros(towers.dimension, np.int32)
+        self.owners[OUTPUT] = np.zeros(towers.dimension - spec.n_objectives + 1, np.int32)
         self._layers = [_Layer(weight=name, inputs=(), outputs=name) for name in tables]
         self._user_layers = self._stack("user", user_inputs)
         self._item_layers = self._stack("item", item_inputs)
@@ -132,6 +143,11 @@ class TwoTower(tf.Module):
             self._add_weight(layer.weight, initial_weights(rng, shape, is_table=not layer.inputs))
             if layer.bias:
                 self._add_weight(layer.bias, np.zeros(shape[1], np.float32))
+        later = spec.n_objectives - 1
+        self._add_weight(RATES, np.zeros((spec.n_items, later), np.float32), trainable=False)
+        self._add_weight(
+            STRENGTHS, np.tile(np.array([1, 0], np.float32), (later, 1)), trainable=False
+        )
 
     def _stack(self, tower: str, inputs: tuple[str, ...]) -> list[_Layer]:
         stack = []
@@ -146,13 +162,15 @@ class TwoTower(tf.Module):
     def _fan_in(self, layer: _Layer) -> int:
         return sum(len(self.owners[name]) for name in layer.inputs)
 
-    def _add_weight(self, name: str, value: Array) -> None:
-        self.weights[name] = tf.Variable(value, name=name.replace("/", "_"), dtype=tf.float32)
+    def _add_weight(self, name: str, value: Array, trainable: bool = True) -> None:
+        self.weights[name] = tf.Variable(
+            value, name=name.replace("/", "_"), dtype=tf.float32, trainable=trainable
+        )
 
     # --- forward ----------------------------------------------------------------------------
 
     def users(self, inputs: UserInputs) -> tf.Tensor:
-        """Raw outputs [B, D] of the user tower, not normalised, columns in storage order."""
+        """Raw outputs [B, O] of the user tower, not normalised, columns in storage order."""
         return self._run(self._user_layers, self.embed_users(inputs))[-1]
 
     def embed_users(self, inputs: UserInputs) -> tf.Tensor:
@@ -165,7 +183,7 @@ class TwoTower(tf.Module):
         return tf.concat(parts, axis=1)
 
     def items(self, item_ids: tf.Tensor, features: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Raw outputs [N, D] of the item tower.
+        """Raw outputs [N, O] of the item tower.
 
         Args:
           item_ids: int32 [N]; -1 (an unknown item) reads as a zero embedding.
@@ -213,18 +231,57 @@ class TwoTower(tf.Module):
             outputs.append(x)
         return outputs
 
-    def block(self, outputs: tf.Tensor, stage: int) -> tf.Tensor:
-        """[N, D_k]: the coordinates that `stage` owns, L2-normalised by themselves."""
+    def user_blocks(self, inputs: UserInputs) -> tf.Tensor:
+        """[B, D] the blocks of users, the counterpart of `item_blocks`.
+
+        What a later stage has learnt is as long as its strength, beside the strength of its rates.
+        """
+        outputs = self.users(inputs)
+        parts = [self.learnt(outputs, 0)]
+        for stage, (learnt, rates) in enumerate(tf.unstack(self.weights[STRENGTHS]), start=1):
+            own = self.learnt(outputs, stage)
+            parts += [learnt * own, tf.fill([tf.shape(own)[0], 1], rates)]
+        return tf.concat(parts, axis=1)
+
+    def item_blocks(self, item_ids: tf.Tensor, features: dict[str, tf.Tensor]) -> tf.Tensor:
+        """[N, D] the blocks of items, one after the other, stage 0 first.
+
+        A block is what the stage's outputs give, L2-normalised by itself, and from the second
+        stage on the item's rate (`models.rates`; 0 for an unknown item).
+
+        Args:
+          item_ids: see `items`.
+          features: see `items`.
+        """
+        rates = tf.gather(self.weights[RATES], tf.maximum(item_ids, 0))
+        rates *= tf.cast(item_ids >= 0, tf.float32)[:, None]
+        outputs = self.items(item_ids, features)
+        parts = [self.learnt(outputs, 0)]
+        for stage in range(1, self.spec.n_objectives):
+            parts += [self.learnt(outputs, stage), rates[:, stage - 1 : stage]]
+        return tf.concat(parts, axis=1)
+
+    def learnt(self, outputs: tf.Tensor, stage: int) -> tf.Tensor:
+        """[N, O_k]: the raw outputs [N, O] that `stage` owns, L2-normalised by themselves."""
         columns = np.flatnonzero(self.owners[OUTPUT] == stage)
         return tf.math.l2_normalize(tf.gather(outputs, columns, axis=1), axis=1, epsilon=1e-12)
 
-    def blocks(self, outputs: tf.Tensor) -> tf.Tensor:
-        """[N, D]: all blocks one after the other, stage 0 first, each L2-normalised by itself."""
-        return tf.concat([self.block(outputs, k) for k in range(self.spec.n_objectives)], axis=1)
-
     def block_sizes(self) -> list[int]:
-        """Number of output coordinates that each stage owns; they sum up to D."""
-        return np.bincount(self.owners[OUTPUT], minlength=self.spec.n_objectives).tolist()
+        """Number of coordinates of each stage's block; they sum up to D."""
+        outputs = np.bincount(self.owners[OUTPUT], minlength=self.spec.n_objectives)
+        return (outputs + (np.arange(len(outputs)) > 0)).tolist()
+
+    def set_rates(self, stage: int, rates: Array) -> None:
+        """Sets the rates [N] of all items for a stage after the first."""
+        value = self.weights[RATES].numpy()
+        value[:, stage - 1] = rates
+        self.weights[RATES].assign(value)
+
+    def set_strengths(self, stage: int, learnt: float, rates: float) -> None:
+        """Sets what the score of a stage after the first makes of its cosine and of the rates."""
+        value = self.weights[STRENGTHS].numpy()
+        value[stage - 1] = learnt, rates
+        self.weights[STRENGTHS].assign(value)
 
     # --- ownership --------------------------------------------------------------------------
 
@@ -241,7 +298,8 @@ class TwoTower(tf.Module):
             result[layer.weight] = mask
             if layer.bias:
                 result[layer.bias] = owned
-        return result
+        of_stage = np.arange(1, self.spec.n_objectives) == stage
+        return result | {RATES: of_stage[None, :], STRENGTHS: of_stage[:, None]}
 
     def importance(self) -> dict[str, masks.Importances]:
         """L1 norm of the incoming weights of every neuron, by owner vector.
@@ -316,7 +374,7 @@ class TwoTower(tf.Module):
           rule: what `tau` is a share of.
 
         Raises:
-          ValueError: a stage would own fewer output coordinates than `minimum_block`.
+          ValueError: a stage would own fewer outputs than `minimum_block`.
         """
         after = masks.hand_over(self.owners, importance or self.importance(), stage, tau, rule)
         self._check_room(after[OUTPUT], stage, tau)
@@ -368,7 +426,7 @@ class TwoTower(tf.Module):
         for k, size in sizes.items():
             if size < least:
                 raise ValueError(
-                    f"stage {k} would own {size} of {len(outputs)} output dimensions, "
+                    f"stage {k} would own {size} of {len(outputs)} outputs, "
                     f"fewer than minimum_block = {least}. Now tau of stage {stage} is {tau}: "
                     f"{'raise' if k > stage else 'lower'} it, or raise towers.dimension."
                 )

@@ -49,17 +49,47 @@ def chosen_weights(
     }
 
 
+def choose_strengths(
+    towers: TwoTower, held_out: HeldOut, item_features: Mapping[str, Ints], stage: int
+) -> tuple[float, float]:
+    """(of what a stage has learnt, of its rates) in its score, so that a request weight of 1 is
+    what serves the stage's own objective best, beside the blocks before it at 1.
+
+    `choose_weights` for both as if they were blocks of their own. The rates come first: they have
+    no parameters that could have been fitted to the cut, which chose when the stage stops.
+
+    Args:
+      towers: trained up to the stage, its rates set.
+      held_out: the validation queries, some of which reach the stage's level.
+      item_features: name -> [N, F].
+      stage: at least 1.
+    """
+    towers.set_strengths(stage, 1.0, 1.0)
+    sizes = towers.block_sizes()
+    upstream, learnt = sum(sizes[:stage]), sizes[stage] - 1
+    columns = np.arange(upstream + learnt + 1)
+    columns[upstream:] = np.roll(columns[upstream:], 1)  # the rates are a block's last coordinate
+    (_, of_rates, of_learnt), _ = choose_weights(
+        held_out,
+        user_blocks(towers, held_out)[:, columns],
+        item_blocks(towers, item_features)[:, columns],
+        [upstream, 1, learnt],
+        stage,
+    )
+    return max(of_learnt, GRID[1]), of_rates  # a request may ask for what did not help here
+
+
 def user_blocks(towers: TwoTower, held_out: HeldOut) -> Vectors:
     """[Q, D] the blocks of the queries' users, stage 0 first."""
     spec = towers.spec
     inputs = held_out.user_inputs(spec.towers.history_length, spec.n_users)
-    return np.concatenate([towers.blocks(towers.users(batch)).numpy() for batch in inputs])
+    return np.concatenate([towers.user_blocks(batch).numpy() for batch in inputs])
 
 
 def item_blocks(towers: TwoTower, item_features: Mapping[str, Ints]) -> Vectors:
     """[N, D] the blocks of all items; features: name -> [N, F]."""
     features = {name: tf.constant(ids) for name, ids in item_features.items()}
-    return towers.blocks(towers.items(tf.range(towers.spec.n_items), features)).numpy()
+    return towers.item_blocks(tf.range(towers.spec.n_items), features).numpy()
 
 
 def fuse(users: Vectors, block_sizes: Sequence[int], weights: Sequence[float]) -> Vectors:
@@ -88,7 +118,7 @@ def choose_weights(
 
     Args:
       held_out: the validation queries.
-      users: [Q, D] blocks of the users, each L2-normalised, stage 0 first.
+      users: [Q, D] blocks of the users, stage 0 first.
       items: [N, D] blocks of the items.
       block_sizes: of the K blocks.
       level: of the objective.

@@ -106,6 +106,7 @@ class Stage(Recorded):
     started: float | None = None  # epoch seconds
     pruned: dict[str, Pruned] | None = None
     layers: dict[str, int] | None = None  # neurons in all
+    strengths: tuple[float, float] | None = None  # of the stage's cosine, of the items' rates
 
 
 # --- RetrievalEvaluator: evaluation.json ----------------------------------------------------

@@ -205,7 +205,8 @@ class ClusterWorld:
         outputs = self.outputs(towers, data)
         users, clusters = self.users()
         scores = sum(
-            towers.block(outputs["users"], k).numpy() @ towers.block(outputs["items"], k).numpy().T
+            towers.learnt(outputs["users"], k).numpy()
+            @ towers.learnt(outputs["items"], k).numpy().T
             for k in (range(level + 1) if upto else [level])
         )
         shares = []
@@ -255,7 +256,7 @@ class ClusterWorld:
             outputs = self.outputs(towers, cascade.data)
             cascade.blocks.append(
                 {
-                    (side, k): towers.block(value, k).numpy()
+                    (side, k): towers.learnt(value, k).numpy()
                     for side, value in outputs.items()
                     for k in range(3)
                 }

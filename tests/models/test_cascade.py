@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from models import cascade as cascades
+from models import rates
 from models.cascade import Cascade
 from models.settings import ModelSettings, ValidationSettings
 from models.stages import StageTask, TrainingData, frozen_sha256
 from models.timelines import Timelines
-from models.towers import TwoTower
+from models.towers import RATES, STRENGTHS, TwoTower
 
 REFIT_ROUNDS = 2
 
@@ -69,6 +70,25 @@ def test_validation_events_are_withheld_from_the_choice_and_given_back_to_the_re
     )
 
 
+def test_each_network_has_the_rates_of_the_events_it_may_know(trained: Any) -> None:
+    both, data, reports, _, _ = trained
+    n_items = both.served.spec.n_items
+    for stage in (1, 2):
+        of = {
+            towers: rates.log_rates(*rates.counted(timelines, stage, n_items))
+            for towers, timelines in (
+                (both.chosen, data.timelines),
+                (both.served, data.everything),
+            )
+        }
+        for towers, expected in of.items():
+            assert np.array_equal(towers.weights[RATES][:, stage - 1], expected)
+            strengths = towers.weights[STRENGTHS].numpy()[stage - 1]
+            assert strengths.tolist() == np.float32(reports[stage].strengths).tolist()
+        assert not np.array_equal(of[both.chosen], of[both.served])
+    assert reports[0].strengths == (1, 0)
+
+
 def test_owners_are_the_same_and_weights_are_not(trained: Any) -> None:
     both, _, reports, _, _ = trained
     assert both.chosen is not both.served
@@ -103,7 +123,7 @@ def test_a_refit_moves_the_weights_of_its_own_stage_only(world: Any, trained: An
         mask = np.broadcast_to(mask, before[name].shape)
         after = towers.weights[name].numpy()
         assert np.array_equal(after[~mask], before[name][~mask]), name
-        if mask.any():
+        if mask.any() and towers.weights[name].trainable:
             assert not np.array_equal(after[mask], before[name][mask]), name
 
 
@@ -221,7 +241,7 @@ def test_the_refit_learns_what_only_the_withheld_events_tell(world: Any) -> None
     ranks = []
     for towers in (both.chosen, both.served):
         outputs = world.outputs(towers, data)
-        users = towers.block(towers.users(inputs), 0).numpy()[of_cluster]
-        scores = users @ towers.block(outputs["items"], 0).numpy().T
+        users = towers.learnt(towers.users(inputs), 0).numpy()[of_cluster]
+        scores = users @ towers.learnt(outputs["items"], 0).numpy().T
         ranks.append(float(np.mean((scores > scores[:, [47]]).sum(axis=1))))
     assert ranks[1] < ranks[0] / 2

@@ -323,7 +323,7 @@ def _blocks(
         user_ids=tf.constant([shop.user_row(user)]),
         features={name: tf.constant([features.get(name, [-1])]) for name in USER_KINDS},
     )
-    return shop.towers.blocks(shop.towers.users(inputs)).numpy()
+    return shop.towers.user_blocks(inputs).numpy()
 
 
 def test_strings_reach_the_towers_as_the_right_ids(shop: Any, call: Call) -> None:
@@ -622,7 +622,7 @@ def test_vectors_belong_to_the_ids_beside_them(exported: Any, shop: Any) -> None
     assert vectors.dtype == np.float32
     assert vectors.tobytes() == item_vectors(shop.towers, shop.catalogue).tobytes()
     features = {name: tf.constant(ids) for name, ids in shop.catalogue.features.items()}
-    blocks = shop.towers.blocks(shop.towers.items(tf.range(N_ITEMS), features)).numpy()
+    blocks = shop.towers.item_blocks(tf.range(N_ITEMS), features).numpy()
     for row in (0, 17, 39):
         assert item_ids[row] == shop.catalogue.item_ids[row]
         np.testing.assert_allclose(vectors[row], blocks[row], rtol=1e-5)

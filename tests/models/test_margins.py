@@ -201,7 +201,7 @@ def test_a_stage_trains_with_the_margins_of_its_settings(margin: Margin) -> None
     users = towers.users(user_inputs(tensors))
     items = towers.items(tensors["candidates"], {})
     scores = [
-        towers.block(users, k).numpy().astype(float) @ towers.block(items, k).numpy().T
+        towers.learnt(users, k).numpy().astype(float) @ towers.learnt(items, k).numpy().T
         for k in range(3)
     ]
     expected = _expected_loss(margin, scores[2], scores[0] + scores[1], batch)

@@ -13,7 +13,17 @@ import tensorflow as tf
 
 from models import masks
 from models.settings import TowerSettings
-from models.towers import HISTORY, ITEM_ID, OUTPUT, USER_ID, TowerSpec, TwoTower, UserInputs
+from models.towers import (
+    HISTORY,
+    ITEM_ID,
+    OUTPUT,
+    RATES,
+    STRENGTHS,
+    USER_ID,
+    TowerSpec,
+    TwoTower,
+    UserInputs,
+)
 
 N_ITEMS, N_USERS, K = 11, 5, 3
 
@@ -244,19 +254,32 @@ def test_without_times_there_is_no_recency() -> None:
     )
 
 
-def test_blocks_are_the_owned_columns_each_of_length_one(towers: TwoTower) -> None:
-    towers.owners[OUTPUT] = np.array([2, 0, 1] * 4, np.int32)
-    outputs = towers.users(_users())
-    raw = outputs.numpy()
-    blocks = towers.blocks(outputs).numpy()
-    assert towers.block_sizes() == [4, 4, 4]
-    for stage in range(K):
-        columns = raw[:, towers.owners[OUTPUT] == stage]
-        expected = columns / np.linalg.norm(columns, axis=1, keepdims=True)
-        np.testing.assert_allclose(towers.block(outputs, stage), expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(
-            blocks[:, 4 * stage : 4 * stage + 4], expected, rtol=1e-5, atol=1e-6
-        )
+def test_blocks_are_the_owned_outputs_each_of_length_one_and_the_rates(towers: TwoTower) -> None:
+    towers.owners[OUTPUT] = np.array([2, 0, 1, 0, 2, 0, 1, 0, 1, 0], np.int32)
+    rates = np.linspace(-1, 1, 2 * N_ITEMS).reshape(2, N_ITEMS).astype(np.float32)
+    for stage, strengths in ((1, (2.0, 0.25)), (2, (0.5, 0.75))):
+        towers.set_rates(stage, rates[stage - 1])
+        towers.set_strengths(stage, *strengths)
+    ids, features = _items()
+    users = _users()
+    assert towers.block_sizes() == [5, 4, 3]
+
+    def expected(outputs: tf.Tensor, lengths: list[float], beside: np.ndarray) -> np.ndarray:
+        parts = []
+        for stage in range(K):
+            columns = outputs.numpy()[:, towers.owners[OUTPUT] == stage]
+            norms = np.linalg.norm(columns, axis=1, keepdims=True)
+            parts.append(lengths[stage] * columns / norms)
+            if stage:
+                parts.append(beside[:, stage - 1 : stage])
+        return np.concatenate(parts, axis=1)
+
+    of_users = expected(towers.users(users), [1, 2, 0.5], np.tile([0.25, 0.75], (7, 1)))
+    np.testing.assert_allclose(towers.user_blocks(users), of_users, rtol=1e-5, atol=1e-6)
+    # The last item of `ids` is unknown, and nothing is known of it.
+    known = np.append(rates.T, [[0, 0]], axis=0)
+    of_items = expected(towers.items(ids, features), [1, 1, 1], known)
+    np.testing.assert_allclose(towers.item_blocks(ids, features), of_items, rtol=1e-5, atol=1e-6)
 
 
 # --- ownership ------------------------------------------------------------------------------
@@ -274,10 +297,19 @@ def _check_triangular(towers: TwoTower) -> None:
 
 def test_every_neuron_begins_with_the_first_stage(towers: TwoTower) -> None:
     assert all(np.all(owners == 0) for owners in towers.owners.values())
-    assert towers.block_sizes() == [12, 0, 0]
+    assert towers.block_sizes() == [10, 1, 1]
+    counted = {RATES, STRENGTHS}  # row or column k - 1 belongs to stage k
     for name, mask in towers.trainable_masks(0).items():
-        assert np.broadcast_to(mask, towers.weights[name].shape).all()
-    assert not any(mask.any() for mask in towers.trainable_masks(1).values())
+        assert np.broadcast_to(mask, towers.weights[name].shape).all() == (name not in counted)
+    for stage in (1, 2):
+        for name, mask in towers.trainable_masks(stage).items():
+            whole = np.broadcast_to(mask, towers.weights[name].shape)
+            if name in counted:
+                of_stage = whole[stage - 1] if name == STRENGTHS else whole[:, stage - 1]
+                assert of_stage.all()
+                assert whole.sum() == of_stage.size
+            else:
+                assert not whole.any(), name
 
 
 def test_importance_is_the_l1_norm_and_adds_the_towers_in_the_head(towers: TwoTower) -> None:
@@ -296,7 +328,8 @@ def test_release_frees_what_cpp_says_in_every_layer(towers: TwoTower) -> None:
     for name, owners in towers.owners.items():
         expected = masks.freed_slots(importance[name], 0.5).astype(int)
         assert owners.tolist() == expected.tolist(), name
-    assert towers.block_sizes()[0] + towers.block_sizes()[1] == 12
+    assert sum(towers.block_sizes()) == 12
+    assert towers.block_sizes()[2] == 1, "the rates of a stage that owns nothing yet"
 
 
 def test_release_redraws_what_is_freed_cuts_what_is_forbidden_and_keeps_the_rest(
@@ -378,7 +411,7 @@ def test_a_later_stage_may_move_all_it_owns_without_changing_a_bit_upstream(
 
     def blocks() -> list[np.ndarray]:
         outputs = (towers.users(users), towers.items(ids, features))
-        return [towers.block(o, stage).numpy() for stage in range(K) for o in outputs]
+        return [towers.learnt(o, stage).numpy() for stage in range(K) for o in outputs]
 
     before = blocks()
     rng = np.random.default_rng(0)
@@ -416,13 +449,18 @@ def test_a_stage_with_too_few_dimensions_is_refused_with_advice() -> None:
     with pytest.raises(ValueError, match="minimum_block") as error:
         towers.release(0, 0.05, seed=2)
     assert str(error.value) == (
-        "stage 1 would own 0 of 12 output dimensions, fewer than minimum_block = 4. "
+        "stage 1 would own 0 of 10 outputs, fewer than minimum_block = 4. "
         "Now tau of stage 0 is 0.05: raise it, or raise towers.dimension."
     )
     towers = TwoTower(_spec(minimum_block=4), seed=1)
     with pytest.raises(ValueError, match="stage 0 would own") as error:
         towers.release(0, 0.95, seed=2)
     assert "tau of stage 0 is 0.95: lower it, or raise towers.dimension." in str(error.value)
+
+
+def test_fewer_dimensions_than_objectives_are_refused() -> None:
+    with pytest.raises(ValueError, match="dimension is 2, but 3 objectives divide it"):
+        TwoTower(_spec(dimension=2), seed=1)
 
 
 # --- seeds and persistence ------------------------------------------------------------------
@@ -490,7 +528,7 @@ users = UserInputs(
 digest = hashlib.sha256()
 for name in sorted(towers.weights):
     digest.update(towers.weights[name].numpy().tobytes())
-digest.update(towers.blocks(towers.users(users)).numpy().tobytes())
+digest.update(towers.user_blocks(users).numpy().tobytes())
 print(digest.hexdigest())
 """
 
@@ -514,6 +552,6 @@ def test_a_fresh_process_loads_the_same_bits(
     digest = hashlib.sha256()
     for name in sorted(towers.weights):
         digest.update(towers.weights[name].numpy().tobytes())
-    digest.update(towers.blocks(towers.users(users)).numpy().tobytes())
+    digest.update(towers.user_blocks(users).numpy().tobytes())
     answer = run_python(_HASH_IN_FRESH_PROCESS, str(tmp_path))
     assert answer.strip() == digest.hexdigest()

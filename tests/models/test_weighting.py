@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from models.held_out import HeldOut
+from models.settings import TowerSettings
 from models.timelines import Timelines
-from models.weighting import GRID, choose_weights
+from models.towers import OUTPUT, TowerSpec, TwoTower
+from models.weighting import (
+    GRID,
+    choose_strengths,
+    choose_weights,
+    item_blocks,
+    user_blocks,
+)
 
 N_ITEMS, Q, K = 60, 400, 5
 SIZES = [8, 6, 7]
@@ -153,3 +161,44 @@ def test_places_within_the_list_count_too() -> None:
     targets = np.argsort(-(first + 2 * second), axis=1)[:, :1]
     held = _held_out(targets, np.zeros_like(targets))
     assert choose_weights(held, users, items, SIZES, 0, K)[0] == [1.0, 2.0, 0.0]
+
+
+# --- the strengths of a stage ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "right", [(1.0, 0.5), (2.0, 0.3), (1.0, 0.0), (0.0, 0.2), (0.5, 2.0), (0.0, 0.0)]
+)
+def test_cosines_and_rates_count_what_brings_the_targets_up(right: tuple[float, float]) -> None:
+    rng = np.random.default_rng(2)
+    towers = TwoTower(
+        TowerSpec(
+            towers=TowerSettings(dimension=20, item_embedding=16, user_embedding=16),
+            n_objectives=3,
+            ordered=True,
+            n_items=N_ITEMS,
+            n_users=Q,
+            user_features={},
+            item_features={},
+        ),
+        seed=1,
+    )
+    towers.owners[OUTPUT] = np.repeat(np.arange(3), [8, 6, 4]).astype(np.int32)
+    for weight in towers.weights.values():
+        weight.assign(rng.normal(size=weight.shape))
+    towers.set_rates(1, rng.normal(0, 0.7, N_ITEMS).astype(np.float32))
+    towers.set_strengths(1, *right)
+    nobody = _held_out(np.zeros((Q, 1), int), np.zeros((Q, 1), int))
+    users, items = user_blocks(towers, nobody), item_blocks(towers, {})
+    total = users[:, :15] @ items[:, :15].T  # of the first two blocks, as they should be
+    held = _held_out(np.argsort(-total, axis=1)[:, :K], np.full((Q, K), 1))
+    towers.set_strengths(1, 0.7, 0.9)  # what they are before says nothing
+    learnt, rates = choose_strengths(towers, held, {}, 1)
+    # Exact where one of the two is all that matters; together they are found one after the other.
+    if 0 in right:
+        # What did not help is kept within the reach of a request all the same.
+        assert (learnt, rates) == (max(right[0], GRID[1]), right[1])
+    towers.set_strengths(1, learnt, rates)
+    found = user_blocks(towers, nobody)[:, :15] @ items[:, :15].T
+    of_targets = np.take_along_axis(np.argsort(np.argsort(-found)), held.targets, axis=1)
+    assert (of_targets < 2 * K).mean() > 0.9

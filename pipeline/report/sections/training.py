@@ -19,6 +19,7 @@ def training_section(data: ReportData) -> list[Block]:
     if stages:
         drawn, note = curves(stages)
         blocks += [training(drawn, note), _phases(stages)]
+        blocks += _scores(stages)
     else:
         blocks.append(missing("no stage has training curves."))
     return blocks
@@ -107,6 +108,14 @@ def _phases(stages: list[Stage]) -> Table:
         ],
         numeric=frozenset(range(2, 8)),
     )
+
+
+def _scores(stages: list[Stage]) -> list[Block]:
+    rows = [(s.objective, *map(text.score, s.strengths)) for s in stages if s.strengths]
+    if not rows:
+        return []
+    columns = ("stage", "its cosine", "log rate of the item")
+    return [Table("What counts how much in a stage's score", columns, rows, frozenset({1, 2}))]
 
 
 def _cuts(stages: list[Stage], objectives: tuple[str, ...]) -> list[Block]:

@@ -123,6 +123,11 @@ def test_it_compares_with_the_blessed_model_and_popularity(whole: Page) -> None:
     assert "conversion item: tail popularity 450" in said
 
 
+def test_it_says_what_a_score_is_made_of(whole: Page) -> None:
+    said = whole.sections["training"]
+    assert "exposure 1.0000 0.0000 click 1.5000 0.2500 conversion 1.5000 0.5000" in said
+
+
 def test_it_shows_memory_and_examples(whole: Page) -> None:
     assert re.search(
         r"InteractionGen ✓ complete \d\.\d s \d\.\d s 1\.50 GiB", whole.sections["nodes"]
