@@ -236,11 +236,11 @@ class TwoTower(tf.Module):
 
         What a later stage has learnt is as long as its strength, beside the strength of its rates.
         """
-        outputs = self.users(inputs)
+        outputs, strengths = self.users(inputs), self.weights[STRENGTHS]
         parts = [self.learnt(outputs, 0)]
-        for stage, (learnt, rates) in enumerate(tf.unstack(self.weights[STRENGTHS]), start=1):
-            own = self.learnt(outputs, stage)
-            parts += [learnt * own, tf.fill([tf.shape(own)[0], 1], rates)]
+        for stage in range(1, self.spec.n_objectives):
+            rates = tf.fill([tf.shape(outputs)[0], 1], strengths[stage - 1, 1])
+            parts += [strengths[stage - 1, 0] * self.learnt(outputs, stage), rates]
         return tf.concat(parts, axis=1)
 
     def item_blocks(self, item_ids: tf.Tensor, features: dict[str, tf.Tensor]) -> tf.Tensor:
