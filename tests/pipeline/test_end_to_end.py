@@ -85,6 +85,8 @@ def owned_by_exposure(stage: Path) -> dict[str, np.ndarray]:
         }
     owned = {}
     for name, weight in weights.items():
+        if name in ("rates", "strengths"):  # only later objectives have them
+            continue
         # Tables are owned by column under their own name; the heads share the output's owners.
         layer = name if name in owners else name.split("/")[0]
         columns = owners.get(layer, owners["output"]) == 0
