@@ -458,15 +458,20 @@ def test_item_vectors_keep_their_exposure_block_to_the_bit(
     assert not np.array_equal(loaded[0]["item_vectors"], loaded[1]["item_vectors"])
 
 
-def test_every_block_of_every_item_vector_has_length_one(first: Step, workdir: Path) -> None:
+def test_what_was_learnt_of_every_item_has_length_one_in_every_block(
+    first: Step, workdir: Path
+) -> None:
     model = artifacts(workdir, "IndexBuilder", "model")[0]
     sizes = json.loads((model / "manifest.json").read_text())["block_sizes"]
     with np.load(model / "vectors.npz") as arrays:
         vectors, item_ids = arrays["item_vectors"], arrays["item_ids"]
     assert vectors.shape == (200, 32)
     assert len(set(item_ids)) == 200
-    for block in np.split(vectors, np.cumsum(sizes)[:-1], axis=1):
-        np.testing.assert_allclose(np.linalg.norm(block, axis=1), 1.0, atol=1e-5)
+    for stage, block in enumerate(np.split(vectors, np.cumsum(sizes)[:-1], axis=1)):
+        learnt = block[:, :-1] if stage else block  # the last coordinate of a later one is a rate
+        np.testing.assert_allclose(np.linalg.norm(learnt, axis=1), 1.0, atol=1e-5)
+        if stage:
+            assert len(set(block[:, -1].tolist())) > 1
 
 
 def test_stages_say_what_they_trained_and_own(first: Step, workdir: Path) -> None:
@@ -488,7 +493,9 @@ def test_stages_say_what_they_trained_and_own(first: Step, workdir: Path) -> Non
         assert len(fitted["losses"]) == len(fitted["recalls"]) == rounds
         assert fitted["losses"][-1] < fitted["losses"][0]
         assert fitted["recalls"][fitted["kept_round"] - 1] == max(fitted["recalls"])
-        assert report["owned"]["output"] == sizes[index] >= 4
+        assert report["owned"]["output"] + bool(index) == sizes[index]  # and a rate
+        assert report["owned"]["output"] >= 4
+        assert min(report["strengths"]) >= 0
 
 
 def test_request_weights_are_chosen_once_and_used_by_the_evaluation(

@@ -123,13 +123,10 @@ def export_model(known: Knowledge, directory: Path, weights: dict[str, list[floa
         def block_sizes(self) -> list[int]:
             return [1] * known.table.shape[1]
 
-        def blocks(self, output: tf.Tensor) -> tf.Tensor:
-            return output
-
-        def items(self, rows: tf.Tensor, features: Any) -> tf.Tensor:
+        def item_blocks(self, rows: tf.Tensor, features: Any) -> tf.Tensor:
             return tf.gather(self.weights["table"], tf.where(rows < 0, N_ITEMS, rows))
 
-        def users(self, inputs: Any) -> tf.Tensor:
+        def user_blocks(self, inputs: Any) -> tf.Tensor:
             levels = tf.range(known.table.shape[1])
             reaching = inputs.history_levels[:, :, None] >= levels
             events = tf.cast(reaching & (inputs.history_items >= 0)[:, :, None], tf.float32)
