@@ -44,21 +44,22 @@ def csmf(split: Split, seed: int) -> list[Outcome]:
     cost = Cost(_size(towers.weights.values()), sum(sizes), seconds)
     items = item_blocks(towers, split.data.item_features)
 
-    def at(name: str, weights: Mapping[str, Sequence[float]]) -> Outcome:
-        test = user_blocks(towers, split.test)
+    def at(test: Vectors, name: str, weights: Mapping[str, Sequence[float]]) -> Outcome:
         return _fused(split, test, items, sizes, [weights[n] for n in names], name, cost)
 
+    test = user_blocks(towers, split.test)
     plain = default_weights(names)
     outcomes = [
-        at(CHOSEN, plain | trained.weights(split.data, names)),
-        at("weights 1 up to the objective", plain),
-        at("first head alone", dict.fromkeys(names, plain[names[0]])),
+        at(test, CHOSEN, plain | trained.weights(split.data, names)),
+        at(test, "weights 1 up to the objective", plain),
+        at(test, "first head alone", dict.fromkeys(names, plain[names[0]])),
     ]
     for network in (trained.chosen, trained.served):
         for stage in range(1, len(names)):
             network.set_strengths(stage, 1.0, 0.0)
-    outcomes.append(at(f"{CHOSEN}, no rates", plain | trained.weights(split.data, names)))
-    return outcomes
+    test = user_blocks(towers, split.test)
+    weights = plain | trained.weights(split.data, names)
+    return [*outcomes, at(test, f"{CHOSEN}, no rates", weights)]
 
 
 def train_cascade(split: Split, seed: int) -> tuple[Cascade, float]:

@@ -60,9 +60,8 @@ class _Met:
     def __init__(self, timelines: Timelines):
         owner = timelines.timeline_of
         known = np.flatnonzero(timelines.items >= 0)
-        key = owner[known].astype(np.int64) * (int(timelines.items.max(initial=0)) + 1)
-        key += timelines.items[known]
-        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        pairs = timelines.pairs()[known]
+        _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
         order = np.argsort(first)
         first_events = known[first[order]]  # [P] ascending
         self.items = timelines.items[first_events]  # [P]

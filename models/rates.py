@@ -23,8 +23,7 @@ _LOG_BOUNDS = (-7.0, 12.0)  # of both parameters of the prior
 def counted(timelines: Timelines, level: int, n_items: int) -> tuple[Counts, Counts]:
     """([N] how many timelines meet each item as a target, [N] in how many it reaches `level`)."""
     is_target = np.flatnonzero((timelines.targets >= 0) & (timelines.items >= 0))
-    key = timelines.timeline_of[is_target].astype(np.int64) * n_items + timelines.items[is_target]
-    _, first = np.unique(key, return_index=True)
+    _, first = np.unique(timelines.pairs()[is_target], return_index=True)
     items = timelines.items[is_target[first]]
     reached = items[timelines.best_levels()[is_target[first]] >= level]
     return np.bincount(items, minlength=n_items), np.bincount(reached, minlength=n_items)

@@ -49,13 +49,19 @@ class Timelines:
         starts = np.flatnonzero(new_group)
         return starts[np.cumsum(new_group) - 1]
 
+    def pairs(self) -> npt.NDArray[np.int64]:
+        """[E] a number that events of the same timeline and item share, and no others do.
+
+        They ascend by timeline and then by item.
+        """
+        return self.timeline_of.astype(np.int64) * (int(self.items.max(initial=0)) + 2) + self.items
+
     def best_levels(self) -> Ints:
         """[E] highest level that the event's user reaches on the event's item in this timeline.
 
         A target counts, too: it may know of an event in a later chunk of the user.
         """
-        key = self.timeline_of.astype(np.int64) * (int(self.items.max(initial=0)) + 2) + self.items
-        return highest(key, np.maximum(self.levels, self.targets))
+        return highest(self.pairs(), np.maximum(self.levels, self.targets))
 
     def positives(self, level: int) -> npt.NDArray[np.int64]:
         """Event indices of the targets that reach `level` and whose item is in the vocabulary."""
