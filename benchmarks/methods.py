@@ -55,7 +55,7 @@ def csmf(split: Split, seed: int) -> list[Outcome]:
         at(test, "first head alone", dict.fromkeys(names, plain[names[0]])),
     ]
     for network in (trained.chosen, trained.served):
-        for stage in range(1, len(names)):
+        for stage in range(len(names)):
             network.set_strengths(stage, 1.0, 0.0)
     test = user_blocks(towers, split.test)
     weights = plain | trained.weights(split.data, names)

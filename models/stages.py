@@ -107,7 +107,7 @@ class StageReport:
     pruned: dict[str, masks.Pruned] = field(default_factory=dict)
     owned: dict[str, int] = field(default_factory=dict)  # neurons owned, by layer
     upstream_sha256: str = ""  # of all frozen weights, equal before and after the stage
-    # In the score of a later stage: of its cosine, and of the items' rates.
+    # In the stage's score: of its cosine, and of the items' rates.
     strengths: tuple[float, float] = (1.0, 0.0)
     # Objective -> request weights that serve it best; known after the last stage.
     weights: dict[str, list[float]] = field(default_factory=dict)
@@ -178,10 +178,9 @@ def train_stage(
             maker.subset(settings.recovery_share)
             run("recover", settings.recovery_rounds)
 
-    if stage > 0:
-        _count_rates(towers, stage, data)
-        report.strengths = _strengths(task, data)
-        towers.set_strengths(stage, *report.strengths)
+    _count_rates(task, data)
+    report.strengths = _strengths(task, data)
+    towers.set_strengths(stage, *report.strengths)
 
     _check_frozen(towers, stage, settings.name, frozen)
     report.upstream_sha256 = frozen
@@ -223,23 +222,25 @@ def refit_stage(
         lambda text: progress(f"{settings.name}: refit {text}"),
         validation.refit_rate,
     )
-    if stage > 0:
-        _count_rates(towers, stage, data)
+    _count_rates(task, data)
     _check_frozen(towers, stage, settings.name, frozen)
     return Phase("refit", len(maker.positives), fitted)
 
 
-def _count_rates(towers: TwoTower, stage: int, data: TrainingData) -> None:
-    towers.set_rates(
-        stage, rates.log_rates(*rates.counted(data.timelines, stage, towers.spec.n_items))
-    )
+def _count_rates(task: StageTask, data: TrainingData) -> None:
+    """In units of the cosine: T log p = cosine + T log rate + c. As long as a cosine, roughly, the
+    rates take no more of the index's precision than they are worth."""
+    n_items = task.towers.spec.n_items
+    logs = rates.log_rates(*rates.counted(data.timelines, task.stage, n_items))
+    task.towers.set_rates(task.stage, task.settings.temperature * logs)
 
 
 def _strengths(task: StageTask, data: TrainingData) -> tuple[float, float]:
-    """Chosen on validation. Without it (1, T): T log p = cosine + T log rate + c."""
+    """Chosen on validation. Without it 1 and 1; of the first stage 1 and 0: its softmax has learnt
+    what is met how often."""
     held_out, stage = data.held_out, task.stage
     if held_out is None or not len(held_out.reaching(stage)):
-        return 1.0, task.settings.temperature
+        return 1.0, float(stage > 0)
     chosen = choose_strengths(task.towers, held_out, data.item_features, stage)
     of_learnt, of_rates = replicas.chiefs(np.array(chosen)).tolist()
     return of_learnt, of_rates

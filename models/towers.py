@@ -3,8 +3,8 @@
 User tower: embeddings of the user's past items, pooled for every funnel level (all alike, and with
 recent ones weighing more), then the user id and the user's features. Item tower: item id and item
 features. Both end in a head whose outputs share one set of owners, so that the inner product
-stays aligned (METHOD 1.2). Of the D coordinates of an index vector, each stage after the first has
-one beside its outputs, for what is counted and not learnt (`models.rates`).
+stays aligned (METHOD 1.2). Of the D coordinates of an index vector, each stage has one beside its
+outputs, for what is counted and not learnt (`models.rates`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import tensorflow as tf
 from models import masks
 from models.settings import PruneRule, TowerSettings
 
-OUTPUT = "output"  # owners of the D - K + 1 outputs of the heads, one set for both towers
+OUTPUT = "output"  # owners of the D - K outputs of the heads, one set for both towers
 HISTORY = "history"
 USER_ID = "user_id"
 ITEM_ID = "item_id"
-RATES = "rates"  # [N, K - 1], a column for every stage after the first, see `models.rates`
-STRENGTHS = "strengths"  # [K - 1, 2] of what such a stage has learnt, and of its rates
+RATES = "rates"  # [N, K], a column for every stage: T log rate, see `models.rates`
+STRENGTHS = "strengths"  # [K, 2] of what a stage has learnt, and of its rates
 
 _TABLE_STDDEV = 0.05
 _WEIGHTS_FILE = "weights.npz"
@@ -96,13 +96,13 @@ class TwoTower(tf.Module):
           seed: of the initial weights.
 
         Raises:
-          ValueError: fewer dimensions than objectives.
+          ValueError: fewer than two dimensions for each objective.
         """
         super().__init__(name="two_tower")
-        if spec.towers.dimension < spec.n_objectives:
+        if spec.towers.dimension < 2 * spec.n_objectives:
             raise ValueError(
                 f"model.towers.dimension is {spec.towers.dimension}, but {spec.n_objectives} "
-                "objectives divide it among themselves: raise it"
+                "objectives divide it among themselves, and each needs two: raise it"
             )
         self.spec = spec
         rng = np.random.default_rng(seed)
@@ -128,7 +128,7 @@ class TwoTower(tf.Module):
         self.owners: dict[str, masks.Owners] = {
             name: np.zeros(columns, np.int32) for name, (_, columns) in tables.items()
         }
-        self.owners[OUTPUT] = np.zeros(towers.dimension - spec.n_objectives + 1, np.int32)
+        self.owners[OUTPUT] = np.zeros(towers.dimension - spec.n_objectives, np.int32)
         self._layers = [_Layer(weight=name, inputs=(), outputs=name) for name in tables]
         self._user_layers = self._stack("user", user_inputs)
         self._item_layers = self._stack("item", item_inputs)
@@ -143,10 +143,10 @@ class TwoTower(tf.Module):
             self._add_weight(layer.weight, initial_weights(rng, shape, is_table=not layer.inputs))
             if layer.bias:
                 self._add_weight(layer.bias, np.zeros(shape[1], np.float32))
-        later = spec.n_objectives - 1
-        self._add_weight(RATES, np.zeros((spec.n_items, later), np.float32), trainable=False)
+        stages = spec.n_objectives
+        self._add_weight(RATES, np.zeros((spec.n_items, stages), np.float32), trainable=False)
         self._add_weight(
-            STRENGTHS, np.tile(np.array([1, 0], np.float32), (later, 1)), trainable=False
+            STRENGTHS, np.tile(np.array([1, 0], np.float32), (stages, 1)), trainable=False
         )
 
     def _stack(self, tower: str, inputs: tuple[str, ...]) -> list[_Layer]:
@@ -234,20 +234,20 @@ class TwoTower(tf.Module):
     def user_blocks(self, inputs: UserInputs) -> tf.Tensor:
         """[B, D] the blocks of users, the counterpart of `item_blocks`.
 
-        What a later stage has learnt is as long as its strength, beside the strength of its rates.
+        What a stage has learnt is as long as its strength, beside the strength of its rates.
         """
         outputs, strengths = self.users(inputs), self.weights[STRENGTHS]
-        parts = [self.learnt(outputs, 0)]
-        for stage in range(1, self.spec.n_objectives):
-            rates = tf.fill([tf.shape(outputs)[0], 1], strengths[stage - 1, 1])
-            parts += [strengths[stage - 1, 0] * self.learnt(outputs, stage), rates]
+        parts = []
+        for stage in range(self.spec.n_objectives):
+            rates = tf.fill([tf.shape(outputs)[0], 1], strengths[stage, 1])
+            parts += [strengths[stage, 0] * self.learnt(outputs, stage), rates]
         return tf.concat(parts, axis=1)
 
     def item_blocks(self, item_ids: tf.Tensor, features: dict[str, tf.Tensor]) -> tf.Tensor:
         """[N, D] the blocks of items, one after the other, stage 0 first.
 
-        A block is what the stage's outputs give, L2-normalised by itself, and from the second
-        stage on the item's rate (`models.rates`; 0 for an unknown item).
+        A block is what the stage's outputs give, L2-normalised by itself, and the item's rate
+        (`models.rates`; 0 for an unknown item).
 
         Args:
           item_ids: see `items`.
@@ -256,9 +256,9 @@ class TwoTower(tf.Module):
         rates = tf.gather(self.weights[RATES], tf.maximum(item_ids, 0))
         rates *= tf.cast(item_ids >= 0, tf.float32)[:, None]
         outputs = self.items(item_ids, features)
-        parts = [self.learnt(outputs, 0)]
-        for stage in range(1, self.spec.n_objectives):
-            parts += [self.learnt(outputs, stage), rates[:, stage - 1 : stage]]
+        parts = []
+        for stage in range(self.spec.n_objectives):
+            parts += [self.learnt(outputs, stage), rates[:, stage : stage + 1]]
         return tf.concat(parts, axis=1)
 
     def learnt(self, outputs: tf.Tensor, stage: int) -> tf.Tensor:
@@ -269,18 +269,18 @@ class TwoTower(tf.Module):
     def block_sizes(self) -> list[int]:
         """Number of coordinates of each stage's block; they sum up to D."""
         outputs = np.bincount(self.owners[OUTPUT], minlength=self.spec.n_objectives)
-        return (outputs + (np.arange(len(outputs)) > 0)).tolist()
+        return (outputs + 1).tolist()
 
     def set_rates(self, stage: int, rates: Array) -> None:
-        """Sets the rates [N] of all items for a stage after the first."""
+        """Sets the rates [N] of all items for a stage."""
         value = self.weights[RATES].numpy()
-        value[:, stage - 1] = rates
+        value[:, stage] = rates
         self.weights[RATES].assign(value)
 
     def set_strengths(self, stage: int, learnt: float, rates: float) -> None:
-        """Sets what the score of a stage after the first makes of its cosine and of the rates."""
+        """Sets what the score of a stage makes of its cosine and of the rates."""
         value = self.weights[STRENGTHS].numpy()
-        value[stage - 1] = learnt, rates
+        value[stage] = learnt, rates
         self.weights[STRENGTHS].assign(value)
 
     # --- ownership --------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class TwoTower(tf.Module):
             result[layer.weight] = mask
             if layer.bias:
                 result[layer.bias] = owned
-        of_stage = np.arange(1, self.spec.n_objectives) == stage
+        of_stage = np.arange(self.spec.n_objectives) == stage
         return result | {RATES: of_stage[None, :], STRENGTHS: of_stage[:, None]}
 
     def importance(self) -> dict[str, masks.Importances]:

@@ -16,8 +16,11 @@ from models.towers import TwoTower
 if TYPE_CHECKING:  # serving a model needs its weights, not what trained it
     from models.stages import TrainingData
 
+# Both from the smallest on.
 GRID = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
+RATE_GRID = (0.0, *(sign * size for size in GRID[1:] for sign in (1, -1)))
 _SWEEPS = 2
+_NEAR = 50  # see `HeldOut.nearness_by`
 
 
 def default_weights(objectives: Sequence[str]) -> dict[str, list[float]]:
@@ -55,28 +58,32 @@ def choose_strengths(
     """(of what a stage has learnt, of its rates) in its score, so that a request weight of 1 is
     what serves the stage's own objective best, beside the blocks before it at 1.
 
-    `choose_weights` for both as if they were blocks of their own. The rates come first: they have
-    no parameters that could have been fitted to the cut, which chose when the stage stops.
+    The rates come first, and take the best value of `RATE_GRID`: they have no parameters that could
+    have been fitted to the cut, which chose when the stage stops. What is learnt takes the smallest
+    value that is as good as the best, see `choose_weights`; in the first stage it counts 1.
 
     Args:
       towers: trained up to the stage, its rates set.
       held_out: the validation queries, some of which reach the stage's level.
       item_features: name -> [N, F].
-      stage: at least 1.
+      stage: whose strengths are chosen.
     """
+    held_out = held_out.only(held_out.reaching(stage))
     towers.set_strengths(stage, 1.0, 1.0)
     sizes = towers.block_sizes()
-    upstream, learnt = sum(sizes[:stage]), sizes[stage] - 1
-    columns = np.arange(upstream + learnt + 1)
-    columns[upstream:] = np.roll(columns[upstream:], 1)  # the rates are a block's last coordinate
-    (_, of_rates, of_learnt), _ = choose_weights(
-        held_out,
-        user_blocks(towers, held_out)[:, columns],
-        item_blocks(towers, item_features)[:, columns],
-        [upstream, 1, learnt],
-        stage,
-    )
-    return max(of_learnt, GRID[1]), of_rates  # a request may ask for what did not help here
+    parts = [sum(sizes[:stage]), sizes[stage] - 1, 1]  # upstream, learnt, rates
+    users = user_blocks(towers, held_out)[:, : sum(parts)]
+    items = item_blocks(towers, item_features)[:, : sum(parts)]
+
+    def along(part: int, grid: Sequence[float]) -> npt.NDArray[np.float64]:
+        return _values_along(held_out, users, items, parts, weights, part, stage, _NEAR, grid)
+
+    weights = [1.0, 0.0 if stage else 1.0, 0.0]
+    weights[2] = RATE_GRID[int(np.argmax(along(2, RATE_GRID).mean(axis=1)))]
+    if stage:
+        # Not 0: a request may ask for what did not help here.
+        weights[1] = max(GRID[_smallest_as_good(along(1, GRID), 0)], GRID[1])
+    return weights[1], weights[2]
 
 
 def user_blocks(towers: TwoTower, held_out: HeldOut) -> Vectors:
@@ -103,7 +110,7 @@ def choose_weights(
     items: npt.NDArray[np.float32],
     block_sizes: Sequence[int],
     level: int,
-    k: int = 50,
+    k: int = _NEAR,
 ) -> tuple[list[float], float]:
     """Weights of the blocks that bring an objective's targets nearest to the top of the lists.
 
@@ -137,14 +144,11 @@ def choose_weights(
     for _ in range(_SWEEPS):
         before = list(weights)
         for block in range(1, len(weights)):
-            values = _values_along(held_out, users, items, block_sizes, weights, block, level, k)
-            best = values[GRID.index(weights[block])]
-            better = [place for place in range(len(GRID)) if _exceeds(values[place], best)]
-            if better:
-                most = values[max(better, key=lambda place: values[place].mean())]
-                # The grid ascends, so the first is the smallest.
-                place = next(place for place in better if not _exceeds(most, values[place]))
-                weights[block], best = GRID[place], values[place]
+            values = _values_along(
+                held_out, users, items, block_sizes, weights, block, level, k, GRID
+            )
+            place = _smallest_as_good(values, GRID.index(weights[block]))
+            weights[block], best = GRID[place], values[place]
         if weights == before:
             break
     return weights, float(best.mean())
@@ -159,15 +163,16 @@ def _values_along(
     block: int,
     level: int,
     k: int,
+    grid: Sequence[float],
 ) -> npt.NDArray[np.float64]:
-    """[G, Q] nearness with one block's weight at each value of `GRID`, the others as they are.
+    """[G, Q] nearness with one block's weight at each value of a grid, the others as they are.
 
     What the block and what the others score is computed once for all G.
     """
     others = fuse(users, block_sizes, [*weights[:block], 0.0, *weights[block + 1 :]])
     end = sum(block_sizes[: block + 1])
     own = slice(end - block_sizes[block], end)
-    values = np.empty((len(GRID), len(held_out)))
+    values = np.empty((len(grid), len(held_out)))
     for (start, rest), (_, alone) in zip(
         held_out.scores(others, items),
         held_out.scores(users[:, own], items[:, own]),
@@ -175,12 +180,26 @@ def _values_along(
     ):
         held_out.exclude_seen(rest, start)
         fused = np.empty_like(rest)
-        for place, weight in enumerate(GRID):
+        for place, weight in enumerate(grid):
             np.multiply(alone, np.float32(weight), out=fused)
             fused += rest
             batch = slice(start, start + len(rest))
             values[place, batch] = held_out.nearness_by(fused, start, level, k)
     return values
+
+
+def _smallest_as_good(values: npt.NDArray[np.float64], now: int) -> int:
+    """Place of the smallest weight as good as the best, or `now` where none is better than that.
+
+    Args:
+      values: [G, Q] of `_values_along`, over a grid that ascends.
+      now: place of the present weight.
+    """
+    better = [place for place in range(len(values)) if _exceeds(values[place], values[now])]
+    if not better:
+        return now
+    most = values[max(better, key=lambda place: values[place].mean())]
+    return next(place for place in better if not _exceeds(most, values[place]))
 
 
 def _exceeds(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:

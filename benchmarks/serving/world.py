@@ -60,7 +60,7 @@ class World:
     exclusions: int = 5
     top_k: int = 100
     seed: int = 1
-    format: int = 3
+    format: int = 4
 
     @property
     def key(self) -> str:
@@ -318,16 +318,17 @@ def _towers(world: World, vectors: Floats, owned: Sequence[int]) -> Any:
     """Towers whose index has the blocks of the objectives `owned`.
 
     A block of a user is the mean of the items that reached the objective, projected as the items
-    are, and the user's own small part. The last coordinate of a later block holds rates.
+    are, and the user's own small part. A block's last coordinate holds rates.
     """
     from models.settings import TowerSettings
     from models.towers import HISTORY, ITEM_ID, OUTPUT, USER_ID, TowerSpec, TwoTower
 
     every = np.repeat(np.arange(len(OBJECTIVES)), world.block_sizes)
     ends = np.cumsum(world.block_sizes)
-    kept = np.isin(every, owned) & ~np.isin(np.arange(world.dimension), ends[1:] - 1)
-    later = range(1, len(OBJECTIVES))
-    settings = TowerSettings(dimension=int(kept.sum()) + len(later), item_embedding=world.dimension)
+    kept = np.isin(every, owned) & ~np.isin(np.arange(world.dimension), ends - 1)
+    settings = TowerSettings(
+        dimension=int(kept.sum()) + len(OBJECTIVES), item_embedding=world.dimension
+    )
     towers = TwoTower(
         TowerSpec(settings, len(OBJECTIVES), True, world.items, world.users, {}, {}), world.seed
     )
@@ -346,10 +347,10 @@ def _towers(world: World, vectors: Floats, owned: Sequence[int]) -> Any:
         ("user_head/kernel", np.concatenate([*reads, own])[:, kept]),
     ):
         towers.weights[weight].assign(value.astype(np.float32))
-    for stage, rates in zip(later, rng.normal(size=(len(later), world.items)), strict=True):
+    for stage, rates in enumerate(rng.normal(size=(len(OBJECTIVES), world.items))):
         if stage in owned:
-            towers.set_rates(stage, rates.astype(np.float32))
-            towers.set_strengths(stage, 1.0, 0.1)
+            towers.set_rates(stage, 0.1 * rates.astype(np.float32))
+            towers.set_strengths(stage, 1.0, 1.0)
     return towers
 
 

@@ -73,20 +73,21 @@ def test_validation_events_are_withheld_from_the_choice_and_given_back_to_the_re
 def test_each_network_has_the_rates_of_the_events_it_may_know(trained: Any) -> None:
     both, data, reports, _, _ = trained
     n_items = both.served.spec.n_items
-    for stage in (1, 2):
+    for stage in (0, 1, 2):
         of = {
-            towers: rates.log_rates(*rates.counted(timelines, stage, n_items))
+            towers: reports[stage].settings["temperature"]
+            * rates.log_rates(*rates.counted(timelines, stage, n_items))
             for towers, timelines in (
                 (both.chosen, data.timelines),
                 (both.served, data.everything),
             )
         }
         for towers, expected in of.items():
-            assert np.array_equal(towers.weights[RATES][:, stage - 1], expected)
-            strengths = towers.weights[STRENGTHS].numpy()[stage - 1]
+            assert np.array_equal(towers.weights[RATES][:, stage], expected)
+            strengths = towers.weights[STRENGTHS].numpy()[stage]
             assert strengths.tolist() == np.float32(reports[stage].strengths).tolist()
         assert not np.array_equal(of[both.chosen], of[both.served])
-    assert reports[0].strengths == (1, 0)
+    assert reports[0].strengths[0] == 1
 
 
 def test_owners_are_the_same_and_weights_are_not(trained: Any) -> None:

@@ -32,7 +32,7 @@ def _towers(hidden: tuple[int, ...] = (5,)) -> TwoTower:
     towers = TwoTower(
         TowerSpec(
             towers=TowerSettings(
-                dimension=7,  # 6 outputs and a rate
+                dimension=8,  # 6 outputs and two rates
                 item_embedding=4,
                 user_embedding=3,
                 feature_embedding=2,

@@ -34,10 +34,19 @@ def test_an_item_counts_once_for_every_timeline_that_meets_it() -> None:
         [(0, 0, 0), (2, 2, CONTEXT), (-1, 2, 2)],  # context, and an item outside the vocabulary
         [(0, 0, 1)],  # a later chunk knows that it is taken to level 1
     )
-    for level, reached in ((0, [3, 1, 0, 0]), (1, [2, 1, 0, 0]), (2, [1, 0, 0, 0])):
-        met, found = counted(timelines, level, 4)
-        assert met.tolist() == [3, 1, 0, 0]
-        assert found.tolist() == reached
+    met = [3, 1, 0, 0]
+    for level, tried, reached in (
+        (0, [3, 3, 3, 3], met),
+        (1, met, [2, 1, 0, 0]),
+        (2, met, [1, 0, 0, 0]),
+    ):
+        found = counted(timelines, level, 4)
+        assert [counts.tolist() for counts in found] == [tried, reached]
+
+
+def test_timelines_without_a_target_meet_nothing() -> None:
+    timelines = _timelines([(0, 0, 0)], [(1, 1, CONTEXT)])
+    assert [counts.tolist() for counts in counted(timelines, 0, 2)] == [[1, 1], [1, 0]]
 
 
 def test_the_prior_is_the_one_the_counts_were_drawn_from() -> None:

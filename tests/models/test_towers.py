@@ -34,7 +34,7 @@ RECENCY = (2.0, 7.0)
 def _spec(
     hidden: tuple[int, ...] = (),
     minimum_block: int = 1,
-    dimension: int = 12,
+    dimension: int = 13,  # 10 outputs and a rate for each stage
     ordered: bool = True,
 ) -> TowerSpec:
     return TowerSpec(
@@ -256,29 +256,28 @@ def test_without_times_there_is_no_recency() -> None:
 
 def test_blocks_are_the_owned_outputs_each_of_length_one_and_the_rates(towers: TwoTower) -> None:
     towers.owners[OUTPUT] = np.array([2, 0, 1, 0, 2, 0, 1, 0, 1, 0], np.int32)
-    rates = np.linspace(-1, 1, 2 * N_ITEMS).reshape(2, N_ITEMS).astype(np.float32)
-    for stage, strengths in ((1, (2.0, 0.25)), (2, (0.5, 0.75))):
-        towers.set_rates(stage, rates[stage - 1])
-        towers.set_strengths(stage, *strengths)
+    rates = np.linspace(-1, 1, K * N_ITEMS).reshape(K, N_ITEMS).astype(np.float32)
+    strengths = np.array([[1, -0.5], [2, 0.25], [0.5, 0.75]], np.float32)
+    for stage in range(K):
+        towers.set_rates(stage, rates[stage])
+        towers.set_strengths(stage, *strengths[stage])
     ids, features = _items()
     users = _users()
-    assert towers.block_sizes() == [5, 4, 3]
+    assert towers.block_sizes() == [6, 4, 3]
 
-    def expected(outputs: tf.Tensor, lengths: list[float], beside: np.ndarray) -> np.ndarray:
+    def expected(outputs: tf.Tensor, lengths: np.ndarray, beside: np.ndarray) -> np.ndarray:
         parts = []
         for stage in range(K):
             columns = outputs.numpy()[:, towers.owners[OUTPUT] == stage]
             norms = np.linalg.norm(columns, axis=1, keepdims=True)
-            parts.append(lengths[stage] * columns / norms)
-            if stage:
-                parts.append(beside[:, stage - 1 : stage])
+            parts += [lengths[stage] * columns / norms, beside[:, stage : stage + 1]]
         return np.concatenate(parts, axis=1)
 
-    of_users = expected(towers.users(users), [1, 2, 0.5], np.tile([0.25, 0.75], (7, 1)))
+    of_users = expected(towers.users(users), strengths[:, 0], np.tile(strengths[:, 1], (7, 1)))
     np.testing.assert_allclose(towers.user_blocks(users), of_users, rtol=1e-5, atol=1e-6)
     # The last item of `ids` is unknown, and nothing is known of it.
-    known = np.append(rates.T, [[0, 0]], axis=0)
-    of_items = expected(towers.items(ids, features), [1, 1, 1], known)
+    known = np.append(rates.T, np.zeros((1, K)), axis=0)
+    of_items = expected(towers.items(ids, features), np.ones(K), known)
     np.testing.assert_allclose(towers.item_blocks(ids, features), of_items, rtol=1e-5, atol=1e-6)
 
 
@@ -297,19 +296,17 @@ def _check_triangular(towers: TwoTower) -> None:
 
 def test_every_neuron_begins_with_the_first_stage(towers: TwoTower) -> None:
     assert all(np.all(owners == 0) for owners in towers.owners.values())
-    assert towers.block_sizes() == [10, 1, 1]
-    counted = {RATES, STRENGTHS}  # row or column k - 1 belongs to stage k
-    for name, mask in towers.trainable_masks(0).items():
-        assert np.broadcast_to(mask, towers.weights[name].shape).all() == (name not in counted)
-    for stage in (1, 2):
+    assert towers.block_sizes() == [11, 1, 1]
+    counted = {RATES, STRENGTHS}  # row or column k belongs to stage k
+    for stage in range(K):
         for name, mask in towers.trainable_masks(stage).items():
             whole = np.broadcast_to(mask, towers.weights[name].shape)
             if name in counted:
-                of_stage = whole[stage - 1] if name == STRENGTHS else whole[:, stage - 1]
+                of_stage = whole[stage] if name == STRENGTHS else whole[:, stage]
                 assert of_stage.all()
                 assert whole.sum() == of_stage.size
             else:
-                assert not whole.any(), name
+                assert whole.all() if stage == 0 else not whole.any(), name
 
 
 def test_importance_is_the_l1_norm_and_adds_the_towers_in_the_head(towers: TwoTower) -> None:
@@ -328,7 +325,7 @@ def test_release_frees_what_cpp_says_in_every_layer(towers: TwoTower) -> None:
     for name, owners in towers.owners.items():
         expected = masks.freed_slots(importance[name], 0.5).astype(int)
         assert owners.tolist() == expected.tolist(), name
-    assert sum(towers.block_sizes()) == 12
+    assert sum(towers.block_sizes()) == 13
     assert towers.block_sizes()[2] == 1, "the rates of a stage that owns nothing yet"
 
 
@@ -358,7 +355,7 @@ def test_release_redraws_what_is_freed_cuts_what_is_forbidden_and_keeps_the_rest
                 old, new = previous[layer.bias], towers.weights[layer.bias].numpy()
                 assert np.all(new[freed] == 0.0)
                 assert new[~freed].tobytes() == old[~freed].tobytes()
-    assert sum(towers.block_sizes()) == 12
+    assert sum(towers.block_sizes()) == 13
     assert min(towers.block_sizes()) >= 1
     assert set(before) == set(towers.weights), "no extra parameters"
     assert all(before[name].shape == towers.weights[name].shape for name in before)
@@ -459,8 +456,8 @@ def test_a_stage_with_too_few_dimensions_is_refused_with_advice() -> None:
 
 
 def test_fewer_dimensions_than_objectives_are_refused() -> None:
-    with pytest.raises(ValueError, match="dimension is 2, but 3 objectives divide it"):
-        TwoTower(_spec(dimension=2), seed=1)
+    with pytest.raises(ValueError, match="dimension is 5, but 3 objectives divide it"):
+        TwoTower(_spec(dimension=5), seed=1)
 
 
 # --- seeds and persistence ------------------------------------------------------------------

@@ -11,6 +11,7 @@ from models.timelines import Timelines
 from models.towers import OUTPUT, TowerSpec, TwoTower
 from models.weighting import (
     GRID,
+    RATE_GRID,
     choose_strengths,
     choose_weights,
     item_blocks,
@@ -167,13 +168,20 @@ def test_places_within_the_list_count_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "right", [(1.0, 0.5), (2.0, 0.3), (1.0, 0.0), (0.0, 0.2), (0.5, 2.0), (0.0, 0.0)]
+    ("stage", "right"),
+    [
+        *((0, (1.0, of_rates)) for of_rates in (0.0, 0.3, -2.0)),
+        *((1, (0.0, of_rates)) for of_rates in (0.0, 1.5, -0.2)),
+        *((1, both) for both in ((1.0, 0.0), (1.0, 1.0), (2.0, 1.5), (0.5, -1.0))),
+    ],
 )
-def test_cosines_and_rates_count_what_brings_the_targets_up(right: tuple[float, float]) -> None:
+def test_cosines_and_rates_count_what_brings_the_targets_up(
+    stage: int, right: tuple[float, float]
+) -> None:
     rng = np.random.default_rng(2)
     towers = TwoTower(
         TowerSpec(
-            towers=TowerSettings(dimension=20, item_embedding=16, user_embedding=16),
+            towers=TowerSettings(dimension=21, item_embedding=16, user_embedding=16),
             n_objectives=3,
             ordered=True,
             n_items=N_ITEMS,
@@ -186,19 +194,27 @@ def test_cosines_and_rates_count_what_brings_the_targets_up(right: tuple[float, 
     towers.owners[OUTPUT] = np.repeat(np.arange(3), [8, 6, 4]).astype(np.int32)
     for weight in towers.weights.values():
         weight.assign(rng.normal(size=weight.shape))
-    towers.set_rates(1, rng.normal(0, 0.7, N_ITEMS).astype(np.float32))
-    towers.set_strengths(1, *right)
+    towers.set_rates(stage, rng.normal(0, 0.2, N_ITEMS).astype(np.float32))
+    towers.set_strengths(stage, *right)
     nobody = _held_out(np.zeros((Q, 1), int), np.zeros((Q, 1), int))
-    users, items = user_blocks(towers, nobody), item_blocks(towers, {})
-    total = users[:, :15] @ items[:, :15].T  # of the first two blocks, as they should be
-    held = _held_out(np.argsort(-total, axis=1)[:, :K], np.full((Q, K), 1))
-    towers.set_strengths(1, 0.7, 0.9)  # what they are before says nothing
-    learnt, rates = choose_strengths(towers, held, {}, 1)
-    # Exact where one of the two is all that matters; together they are found one after the other.
-    if 0 in right:
+    end = sum(towers.block_sizes()[: stage + 1])
+    items = item_blocks(towers, {})[:, :end]
+    total = user_blocks(towers, nobody)[:, :end] @ items.T  # as it should be
+    held = _held_out(np.argsort(-total, axis=1)[:, :K], np.full((Q, K), stage))
+    towers.set_strengths(stage, 0.7, 0.9)  # what they are before says nothing
+    learnt, rates = choose_strengths(towers, held, {}, stage)
+    # Exact where only rates are to be found; with cosines they are found one after the other.
+    if stage == 0:
+        assert (learnt, rates) == right
+    elif right[0] == 0:
         # What did not help is kept within the reach of a request all the same.
-        assert (learnt, rates) == (max(right[0], GRID[1]), right[1])
-    towers.set_strengths(1, learnt, rates)
-    found = user_blocks(towers, nobody)[:, :15] @ items[:, :15].T
+        assert (learnt, rates) == (GRID[1], right[1])
+    towers.set_strengths(stage, learnt, rates)
+    found = user_blocks(towers, nobody)[:, :end] @ items.T
     of_targets = np.take_along_axis(np.argsort(np.argsort(-found)), held.targets, axis=1)
     assert (of_targets < 2 * K).mean() > 0.9
+
+
+def test_grids_ascend() -> None:
+    assert all(list(grid) == sorted(grid, key=abs) for grid in (GRID, RATE_GRID))
+    assert GRID[0] == RATE_GRID[0] == 0

@@ -114,7 +114,7 @@ def _scores(stages: list[Stage]) -> list[Block]:
     rows = [(s.objective, *map(text.score, s.strengths)) for s in stages if s.strengths]
     if not rows:
         return []
-    columns = ("stage", "its cosine", "log rate of the item")
+    columns = ("stage", "its cosine", "log rate of the item, times T")
     return [Table("What counts how much in a stage's score", columns, rows, frozenset({1, 2}))]
 
 

@@ -28,7 +28,7 @@ def towers() -> TwoTower:
     made = TwoTower(
         TowerSpec(
             towers=TowerSettings(
-                dimension=3 * BLOCK + 2,  # beside the outputs, two for rates
+                dimension=3 * (BLOCK + 1),  # beside a block's outputs, one for rates
                 item_embedding=2 + 2 * BLOCK,
                 user_embedding=2,
                 recency=(0.01,),

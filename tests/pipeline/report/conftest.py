@@ -105,7 +105,7 @@ def stage(k: int, started: float = 1_700_000_000.0) -> dict[str, Any]:
         "weights": {},
         "started": started + 30.0 * k,
         "layers": LAYERS,
-        "strengths": [1.0, 0.0] if k == 0 else [1.5, 0.25 * k],
+        "strengths": [1.0, -0.05] if k == 0 else [1.5, 0.25 * k],
         "pruned": {} if k == len(OBJECTIVES) - 1 else _pruned(k),
     }
 

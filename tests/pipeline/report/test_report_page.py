@@ -125,7 +125,7 @@ def test_it_compares_with_the_blessed_model_and_popularity(whole: Page) -> None:
 
 def test_it_says_what_a_score_is_made_of(whole: Page) -> None:
     said = whole.sections["training"]
-    assert "exposure 1.0000 0.0000 click 1.5000 0.2500 conversion 1.5000 0.5000" in said
+    assert "exposure 1.0000 -0.0500 click 1.5000 0.2500 conversion 1.5000 0.5000" in said
 
 
 def test_it_shows_memory_and_examples(whole: Page) -> None:
