@@ -3,7 +3,7 @@
 Where an objective has few positives, its block learns little that holds. How often an item is
 taken on is known all the same, item by item, and is most of what tells a click from an exposure
 there. And how often it is met tells how far the first block over- or underrates what is popular.
-So every block has a coordinate that holds the logarithm of that rate, counted and smoothed, not
+So every block has a coordinate that holds the logarithm of such a rate, counted and smoothed, not
 trained (ours; METHOD 1.7 asks what a scarce objective can add). By the chain rule they add up:
 log p(met) + log p(taken on | met).
 """
