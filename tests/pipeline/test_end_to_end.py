@@ -468,11 +468,10 @@ def test_what_was_learnt_of_every_item_has_length_one_in_every_block(
         vectors, item_ids = arrays["item_vectors"], arrays["item_ids"]
     assert vectors.shape == (200, 32)
     assert len(set(item_ids)) == 200
-    for stage, block in enumerate(np.split(vectors, np.cumsum(sizes)[:-1], axis=1)):
-        learnt = block[:, :-1] if stage else block  # the last coordinate of a later one is a rate
-        np.testing.assert_allclose(np.linalg.norm(learnt, axis=1), 1.0, atol=1e-5)
-        if stage:
-            assert len(set(block[:, -1].tolist())) > 1
+    for block in np.split(vectors, np.cumsum(sizes)[:-1], axis=1):
+        *learnt, rates = block.T
+        np.testing.assert_allclose(np.linalg.norm(learnt, axis=0), 1.0, atol=1e-5)
+        assert len(set(rates.tolist())) > 1
 
 
 def test_stages_say_what_they_trained_and_own(first: Step, workdir: Path) -> None:
