@@ -20,7 +20,7 @@ from models.export import export
 from models.queries import Model, Query
 from models.recommender import Recommender, item_vectors
 from models.settings import IndexSettings
-from models.towers import UserInputs
+from models.towers import RATES, STRENGTHS, UserInputs
 from schemas import names
 from serving.client import RecommenderClient, RecommenderError
 from serving.manifest import ManifestError, verify_manifest
@@ -275,7 +275,7 @@ def test_lists_are_short_only_when_items_run_out(call: Call) -> None:
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.3, -0.2, 2.0]])
 def test_the_fused_score_is_the_weighted_sum_of_the_blocks(
-    call: Call, weights: list[float]
+    shop: Any, call: Call, weights: list[float]
 ) -> None:
     request = _request([b"u1", b"stranger"], [SOME_HISTORY], weights=[weights])
     answer = call(names.SIGNATURE_RECOMMEND, **request)
@@ -286,6 +286,11 @@ def test_the_fused_score_is_the_weighted_sum_of_the_blocks(
     )
     blocks = scored[names.OBJECTIVE_SCORES]
     assert blocks.shape == (2, TOP_K, K)
+    # Beside the rate of the item, the first block's score is a cosine times its strength.
+    of_cosine, of_rates = shop.towers.weights[STRENGTHS].numpy()[0]
+    rates = shop.towers.weights[RATES].numpy()[:, 0]
+    of_items = [[of_rates * rates[shop.row_of(i)] for i in row] for row in answer[names.ITEM_IDS]]
+    assert np.all(np.abs(blocks[..., 0] - of_items) <= of_cosine + 1e-5)
     np.testing.assert_allclose(answer[names.SCORES], blocks @ np.array(weights), atol=1e-5)
     np.testing.assert_allclose(answer[names.SCORES], scored[names.SCORES], atol=1e-5)
 
